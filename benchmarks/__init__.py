@@ -1,0 +1,1 @@
+"""Benchmarks: side-by-side runs against peers; each cell resumes from its committed JSON."""

@@ -1,0 +1,1 @@
+"""Domains: task distributions with their observation model, loss and metric, one file each."""

@@ -1,0 +1,359 @@
+"""The domain `image`: fit one network to each image, from all of its pixels or from some."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from metainit.card import Record
+from metainit.domains import images as reading
+from metainit.domains.base import Predict, Split, TaskBatch, Tensors
+from metainit.domains.grid import pixel_grid
+from metainit.domains.images import Array, NamedImage
+from metainit.domains.seeding import generator_of
+from metainit.errors import DataError
+from metainit.evidence.metrics import MAX_PSNR, psnr, ssim
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+MAX_PYRAMID_LEVELS = 4
+
+
+class ImageConfig(Record):
+    """Where images come from and how they become tasks.
+
+    Exactly one of `folder`, `npz` and `bundled` names the source (none where arrays are given in Python).
+    `fit`: ``resize`` squashes, ``crop`` keeps the aspect ratio and cuts the centre out, ``random_crop``
+    cuts windows at random places of a pyramid of halved sizes. `points`: train on that many random pixels of
+    each image (None: all). `observed`: the share of pixels that the support shows; the query is the whole
+    image. `mask_array` (npz only): pixels that are 0 there are unknown, to support and query alike.
+    """
+
+    folder: Path | None = None
+    npz: Path | None = None
+    array: str = "x"
+    split_array: str | None = None
+    mask_array: str | None = None
+    bundled: Literal["photographs"] | None = None
+    height: int = Field(default=64, ge=4, le=8192)
+    width: int = Field(default=64, ge=4, le=8192)
+    channels: int = Field(default=3, ge=1, le=16)
+    fit: Literal["resize", "crop", "random_crop"] = "crop"
+    flip: bool = True
+    points: int | None = Field(default=None, ge=16)
+    observed: float = Field(default=1.0, gt=0, le=1)
+    validation_share: float = Field(default=0.1, gt=0, lt=0.5)
+    test_share: float = Field(default=0.1, ge=0, lt=0.5)
+    held_out_crops: int = Field(default=64, ge=1)
+    unreadable: Literal["refuse", "skip"] = "refuse"
+
+    @model_validator(mode="after")
+    def _check(self) -> ImageConfig:
+        given = [k for k in ("folder", "npz", "bundled") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of folder, npz and bundled, got {' and '.join(given)}")
+        if self.mask_array and (self.npz is None or self.fit == "random_crop"):
+            raise ValueError("mask_array needs npz and a fit of resize or crop")
+        if self.points is not None and self.points > self.height * self.width:
+            raise ValueError(
+                f"points={self.points} is more than the {self.height * self.width} pixels of an image"
+            )
+        return self
+
+
+class ImageDomain:
+    """Images as tasks: support and query are pixels of one image.
+
+    Shapes of a batch: support and query ``values (T, N, channels)`` and ``known (T, N, 1)``; shared
+    ``support_coordinates`` and ``query_coordinates`` ``(N, 2)``, from `metainit.domains.grid.pixel_grid`.
+
+    Raises:
+        DataError: the source cannot be read, is empty, or leaves a split without images.
+
+    Example:
+        >>> config = ImageConfig(height=8, width=8, fit='resize')
+        >>> domain = ImageDomain.from_arrays(np.random.default_rng(0).random((20, 16, 16, 3)), config)
+        >>> domain.tasks(seed=0, index=0, count=4).support['values'].shape
+        torch.Size([4, 64, 3])
+    """
+
+    input_features = 2
+
+    def __init__(self, config: ImageConfig, images: Sequence[NamedImage] | None = None) -> None:
+        self.config = config
+        self.skipped: dict[str, str] = {}
+        found = list(images) if images is not None else self._read()
+        self.output_features = config.channels
+        masks = self._read_masks(len(found))
+        self._known = None if masks is None else dict(zip((i.name for i in found), masks, strict=True))
+        rules = config.model_dump_json(exclude={"folder", "npz"})
+        unseen = [] if masks is None else [hashlib.sha256(np.stack(masks).tobytes()).hexdigest()]
+        self._fingerprint = reading.fingerprint_of(found, rules, *unseen)
+        self._images = _split(found, config) if found else {s: [] for s in SPLITS}
+        self._pyramids = {s: [self._levels(i) for i in self._images[s]] for s in SPLITS}
+        self._stacks: dict[Split, Tensor] = {}
+        if config.fit != "random_crop":
+            self._stacks = {s: _stack(self._pyramids[s]) for s in SPLITS if self._images[s]}
+
+    @classmethod
+    def from_arrays(
+        cls, values: np.ndarray | Sequence[np.ndarray], config: ImageConfig | None = None
+    ) -> ImageDomain:
+        """Make the domain from arrays ``(height, width[, channels])``, of one size or of many."""
+        named = [
+            NamedImage(f"array[{i}]", reading.as_pixels(np.asarray(v), f"array[{i}]"))
+            for i, v in enumerate(values)
+        ]
+        return cls(config or ImageConfig(), named)
+
+    def size(self, split: Split) -> int | None:
+        """Return the number of tasks: endless random crops in training, else one for each image."""
+        if self.config.fit == "random_crop":
+            return None if split == "train" else self.config.held_out_crops
+        return len(self._images[split])
+
+    def tasks(self, seed: int, index: int, count: int, split: Split = "train") -> TaskBatch:
+        """Return `count` tasks: random ones in training, else the next ones in their fixed order.
+
+        Raises:
+            DataError: `index` lies behind the last held-out task.
+        """
+        config = self.config
+        generator = generator_of(seed, index, split)
+        if split == "train":
+            pixels, ids = self._draw(generator, count, split)
+        else:
+            pixels, ids = self._enumerate(index * count, count, split)
+        known = self._known_pixels(ids)
+        if split == "train" and config.flip:
+            mirrored = (torch.rand(len(ids), generator=generator) < 0.5)[:, None, None, None]
+            pixels = torch.where(mirrored, pixels.flip(2), pixels)
+            known = known if known is None else torch.where(mirrored, known.flip(2), known)
+        values = pixels.flatten(1, 2)
+        known = known if known is None else known.flatten(1, 2)
+        seen = known
+        if config.observed < 1:
+            if split == "train":
+                drawn = torch.rand(values.shape[:2], generator=generator)
+            else:
+                # By task, so that a held-out one is the same however it is batched.
+                own = [generator_of(seed, "observed", index * count + i, split) for i in range(len(ids))]
+                drawn = torch.stack([torch.rand(values.shape[1], generator=g) for g in own])
+            shown = (drawn < config.observed)[..., None].to(values)
+            seen = shown if known is None else known * shown
+        grid = pixel_grid(config.height, config.width)
+        if split == "train" and config.points is not None:
+            first, second = (
+                torch.randperm(len(grid), generator=generator)[: config.points] for _ in range(2)
+            )
+        else:
+            first = second = torch.arange(len(grid))
+        support = {"values": values[:, first]}
+        query = {"values": values[:, second]}
+        if seen is not None:
+            support["known"] = seen[:, first]
+        if known is not None:
+            query["known"] = known[:, second]
+        shared = {"support_coordinates": grid[first], "query_coordinates": grid[second]}
+        return TaskBatch(support, query, shared, tuple(ids))
+
+    def measured(
+        self, images: Tensor, known: Tensor | None = None, ids: Sequence[str] | None = None
+    ) -> TaskBatch:
+        """Return tasks of a user's own images, of the domain's size.
+
+        Args:
+            images: ``(T, height, width, channels)`` in [0, 1].
+            known: ``(T, height, width)``, 0 where a pixel is not known to the support; None: all are known.
+            ids: names of the tasks.
+
+        Raises:
+            DataError: the images are not of the domain's size.
+        """
+        expected = (self.config.height, self.config.width, self.config.channels)
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+            raise DataError(
+                f"expected images (tasks, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
+            )
+        grid = pixel_grid(self.config.height, self.config.width)
+        support = {"values": images.flatten(1, 2)}
+        if known is not None:
+            support["known"] = known.reshape(len(images), -1, 1).to(images)
+        names = tuple(ids) if ids is not None else tuple(f"measured-{i}" for i in range(len(images)))
+        shared = {"support_coordinates": grid, "query_coordinates": grid}
+        return TaskBatch(support, {"values": images.flatten(1, 2)}, shared, names)
+
+    def support_loss(self, predict: Predict, support: Tensors, shared: Tensors) -> Tensor:
+        """Return the mean squared error over the pixels that the support shows."""
+        return _masked_mse(predict(shared["support_coordinates"]), support)
+
+    def query_loss(self, predict: Predict, query: Tensors, shared: Tensors) -> Tensor:
+        """Return the mean squared error over the query's pixels."""
+        return _masked_mse(predict(shared["query_coordinates"]), query)
+
+    def render(self, predict: Predict, shared: Tensors) -> Tensor:
+        """Return the image ``(height, width, channels)``, clamped to [0, 1]."""
+        rendered = predict(shared["query_coordinates"])
+        return rendered.reshape(self.config.height, self.config.width, -1).clamp(0, 1)
+
+    def target(self, query: Tensors) -> Tensor:
+        """Return the true image of one task, ``(height, width, channels)``."""
+        return query["values"].reshape(self.config.height, self.config.width, -1)
+
+    def metrics(self, rendered: Tensor, query: Tensors) -> Mapping[str, float]:
+        """Return PSNR (dB) and SSIM against the image, over its known pixels where some are not known."""
+        truth = self.target(query)
+        if "known" not in query:
+            return {"psnr": psnr(rendered, truth), "ssim": ssim(rendered, truth)}
+        known = query["known"].reshape(*truth.shape[:2], 1)
+        judged = torch.where(known > 0.5, rendered, truth)
+        # Unknown pixels agree by construction: the mean over the known ones is larger by their share.
+        share = max(float(known.mean()), 1 / known.numel())
+        value = min(MAX_PSNR, psnr(judged, truth) + 10 * math.log10(share))
+        return {"psnr": round(value, 6), "ssim": ssim(judged, truth)}
+
+    def mean_signal(self) -> Tensor:
+        """Return the mean training image ``(height, width, channels)``, over at most 256 tasks."""
+        if "train" in self._stacks:
+            pixels = self._stacks["train"][:256]
+            known = self._known_pixels([i.name for i in self._images["train"][:256]])
+            if known is None:
+                return pixels.mean(0)
+            seen = known.reshape(*pixels.shape[:3], 1)
+            return (pixels * seen).sum(0) / seen.sum(0).clamp(min=1)
+        pixels, _ = self._draw(generator_of("mean"), 256, "train")
+        return pixels.mean(0)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the pixels and of the rules that make tasks of them."""
+        return self._fingerprint
+
+    def _read(self) -> list[NamedImage]:
+        config = self.config
+        if config.folder is not None:
+            images, self.skipped = reading.read_folder(config.folder, config.unreadable)
+            return images
+        if config.npz is not None:
+            return reading.read_npz(config.npz, config.array, config.split_array)
+        if config.bundled is not None:
+            return reading.bundled_photographs()
+        raise DataError("no images: set data to a folder of images or an npz file, or give arrays in Python")
+
+    def _read_masks(self, count: int) -> list[Array] | None:
+        config = self.config
+        if config.mask_array is None or config.npz is None:
+            return None
+        masks = reading.load_npz(config.npz, [config.mask_array])[config.mask_array]
+        if len(masks) != count or masks.ndim != 3:
+            raise DataError(
+                f"{config.npz}: array {config.mask_array!r} has shape {masks.shape}, expected "
+                f"({count}, height, width)"
+            )
+        return [(self._fitted(reading.as_pixels(m != 0, "mask")) > 0.5).astype(np.float32) for m in masks]
+
+    def _fitted(self, pixels: Array) -> Array:
+        fit = reading.resized if self.config.fit == "resize" else reading.centre_cropped
+        return fit(pixels, self.config.height, self.config.width)
+
+    def _levels(self, image: NamedImage) -> list[Tensor]:
+        """Return the image at the sizes that tasks are cut from."""
+        config = self.config
+        pixels = reading.with_channels(image.pixels, config.channels, image.name)
+        if config.fit != "random_crop":
+            return [torch.from_numpy(self._fitted(pixels))]
+        if pixels.shape[0] < config.height or pixels.shape[1] < config.width:
+            pixels = self._fitted(pixels)
+        levels = [pixels]
+        while len(levels) < MAX_PYRAMID_LEVELS:
+            rows, columns = levels[-1].shape[0] // 2, levels[-1].shape[1] // 2
+            if rows < config.height or columns < config.width:
+                break
+            levels.append(reading.resized(levels[-1], rows, columns))
+        return [torch.from_numpy(np.ascontiguousarray(level)) for level in levels]
+
+    def _draw(self, generator: torch.Generator, count: int, split: Split) -> tuple[Tensor, list[str]]:
+        images = self._images[split]
+        if not images:
+            raise DataError(f"the split {split!r} has no images")
+        chosen = torch.randint(len(images), (count,), generator=generator).tolist()
+        names = [images[i].name for i in chosen]
+        if self.config.fit != "random_crop":
+            return self._stacks[split][chosen], names
+        crops = [self._crop(generator, self._pyramids[split][i]) for i in chosen]
+        pixels = torch.stack([crop for crop, _ in crops])
+        return pixels, [f"{name}@{place}" for name, (_, place) in zip(names, crops, strict=True)]
+
+    def _crop(self, generator: torch.Generator, levels: list[Tensor]) -> tuple[Tensor, str]:
+        level = int(torch.randint(len(levels), (), generator=generator))
+        pixels = levels[level]
+        rows = pixels.shape[0] - self.config.height
+        columns = pixels.shape[1] - self.config.width
+        top = int(torch.randint(rows + 1, (), generator=generator))
+        left = int(torch.randint(columns + 1, (), generator=generator))
+        cut = pixels[top : top + self.config.height, left : left + self.config.width]
+        return cut, f"{2**level}x{top},{left}"
+
+    def _enumerate(self, first: int, count: int, split: Split) -> tuple[Tensor, list[str]]:
+        size = self.size(split)
+        assert size is not None
+        numbers = range(first, min(first + count, size))
+        if not numbers:
+            raise DataError(f"the split {split!r} has {size} tasks, there is none at {first}")
+        if self.config.fit != "random_crop":
+            part = list(numbers)
+            return self._stacks[split][part], [self._images[split][i].name for i in part]
+        drawn = [self._draw(generator_of("held out", n, split), 1, split) for n in numbers]
+        return torch.cat([pixels for pixels, _ in drawn]), [names[0] for _, names in drawn]
+
+    def _known_pixels(self, ids: Sequence[str]) -> Tensor | None:
+        if self._known is None:
+            return None
+        return torch.from_numpy(np.stack([self._known[name] for name in ids]))
+
+
+def _masked_mse(predicted: Tensor, observed: Tensors) -> Tensor:
+    squared = (predicted - observed["values"]).square()
+    if "known" not in observed:
+        return squared.mean()
+    known = observed["known"]
+    return (squared * known).sum() / (known.sum() * squared.shape[-1]).clamp(min=1)
+
+
+def _stack(pyramids: list[list[Tensor]]) -> Tensor:
+    return torch.stack([levels[0] for levels in pyramids])
+
+
+def _split(found: list[NamedImage], config: ImageConfig) -> dict[Split, list[NamedImage]]:
+    """Split as the source says; what it leaves open is cut from the end, in the order of the names.
+
+    The end, and not a random part: neighbours in a folder are often the same person or patient, and a
+    contiguous part shares at most one of them with the rest.
+    """
+    marked = all(image.split is not None for image in found)
+    if marked and any(image.split for image in found):
+        groups = {s: [i for i in found if i.split == n] for n, s in enumerate(SPLITS)}
+        train, validation, test = groups["train"], groups["validation"], groups["test"]
+        if config.bundled is None:
+            # In data sets with a split array, every part but 0 is for reporting only.
+            test = [i for i in found if i.split]
+            cut = max(1, round(len(train) * config.validation_share))
+            train, validation = train[:-cut], train[-cut:]
+    else:
+        held = max(1, round(len(found) * config.test_share)) if config.test_share > 0 else 0
+        cut = max(1, round(len(found) * config.validation_share))
+        test = found[len(found) - held :]
+        rest = found[: len(found) - held]
+        train, validation = rest[:-cut], rest[-cut:]
+    if not train:
+        raise DataError(
+            f"{len(found)} image(s) leave none to train on after validation and test are held out: "
+            "give more images, or lower validation_share and test_share"
+        )
+    return {"train": train, "validation": validation, "test": test}

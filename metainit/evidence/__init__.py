@@ -1,0 +1,1 @@
+"""Evidence: curves, controls, intervals, the probe, tables and pictures."""

@@ -1,0 +1,202 @@
+"""Curves of a metric against the adaptation step, and the search for a start's best routine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metainit.adaptation import trajectory
+from metainit.card import AdaptationRoutine
+from metainit.domains.base import Domain, TaskBatch
+from metainit.errors import DivergenceError
+from metainit.evidence.statistics import Values
+from metainit.meta.engine import choose, task_threads
+from metainit.meta.state import Parameters, TaskLosses
+from metainit.networks import function_of
+
+GRID_RATIO = math.sqrt(10)
+SGD_GRID = tuple(0.01 * GRID_RATIO**i for i in range(7))
+ADAM_GRID = tuple(1e-4 * GRID_RATIO**i for i in range(6))
+MAX_EXTENSIONS = 8
+"""Half decades beyond the grid; a best value still on the edge then is in effect no step at all."""
+MANY_TASKS = 64
+WORST = 0.0
+"""What a diverged fit scores: no image in [0, 1] has a lower PSNR, and it is still a number."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights to start from and how to go on from them.
+
+    `routine` None: a control, whose optimizer and step size are searched for each number of steps.
+    """
+
+    name: str
+    weights: Parameters
+    routine: AdaptationRoutine | None = None
+    step_sizes: Parameters = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A network and a domain to measure starts on, and the threads to do it with."""
+
+    network: nn.Module
+    domain: Domain
+    pool: ThreadPoolExecutor | None = None
+
+    def curve(
+        self, start: Start, routine: AdaptationRoutine, batch: TaskBatch, steps: Sequence[int]
+    ) -> dict[str, Values]:
+        """Return each metric ``(tasks, len(steps))`` at the given steps; `WORST` where a fit diverged."""
+        function = function_of(self.network)
+
+        def one(task: TaskBatch) -> list[Mapping[str, float]]:
+            losses = TaskLosses(self.domain, function, task, batched=False)
+            query = {k: v[0] for k, v in task.query.items()}
+            found: list[Mapping[str, float]] = []
+            walk = trajectory(losses, start.weights, routine, start.step_sizes, max(steps))
+            try:
+                for step, weights in enumerate(walk):
+                    if step in steps:
+                        with torch.no_grad():
+                            rendered = self.domain.render(function(weights), task.shared)
+                        found.append(_finite(self.domain.metrics(rendered, query)))
+            except DivergenceError:
+                pass
+            return found + [{}] * (len(steps) - len(found))
+
+        how = choose("auto", start.weights, len(batch))
+        rows = list(self.pool.map(one, batch) if self.pool and how == "threads" else map(one, batch))
+        names = {name: None for row in rows for point in row for name in point} or {"psnr": None}
+        return {name: np.array([[point.get(name, WORST) for point in row] for row in rows]) for name in names}
+
+
+def _finite(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    return {k: v if math.isfinite(v) else WORST for k, v in metrics.items()}
+
+
+@contextmanager
+def bench(network: nn.Module, domain: Domain) -> Iterator[Bench]:
+    """Yield a bench that fits narrow networks on as many threads as torch uses."""
+    if choose("auto", weights_of(network), tasks=MANY_TASKS) != "threads":
+        yield Bench(network, domain)
+        return
+    with task_threads(torch.get_num_threads()) as pool:
+        yield Bench(network, domain, pool)
+
+
+def best_routines(
+    on: Bench,
+    start: Start,
+    batch: TaskBatch,
+    steps: Sequence[int],
+    metric: str = "psnr",
+    progress: Callable[[str], None] | None = None,
+) -> dict[int, AdaptationRoutine]:
+    """Return, for each number of steps, the optimizer and constant step size that do best on `batch`.
+
+    SGD and Adam are searched on a grid of half decades that grows until no best value lies on its edge, so
+    that a control is never judged with a step size that was cut off.
+
+    Args:
+        on: network and domain.
+        start: where the fits begin.
+        batch: validation tasks, neither trained on nor reported.
+        steps: numbers of steps, each searched on its own (0 is left out).
+        metric: what to maximize.
+        progress: told about each setting that is tried.
+    """
+    horizons = [s for s in steps if s > 0]
+    if not horizons:
+        return {}
+    scores: dict[tuple[str, float], Values] = {}
+
+    def score(optimizer: str, step_size: float) -> None:
+        if (optimizer, step_size) not in scores:
+            if progress is not None:
+                progress(f"{start.name}: {optimizer} {step_size:.2g}")
+            routine = _constant(optimizer, step_size, max(horizons))
+            scores[optimizer, step_size] = on.curve(start, routine, batch, horizons)[metric].mean(0)
+
+    for optimizer, grid in (("sgd", SGD_GRID), ("adam", ADAM_GRID)):
+        for step_size in grid:
+            score(optimizer, step_size)
+    for _ in range(MAX_EXTENSIONS):
+        beyond = _beyond_the_edges(scores, len(horizons))
+        if not beyond:
+            break
+        for optimizer, step_size in sorted(beyond):
+            score(optimizer, step_size)
+    best = {h: max(scores, key=lambda key: scores[key][i]) for i, h in enumerate(horizons)}
+    return {h: _constant(*key, h) for h, key in best.items()}
+
+
+def _beyond_the_edges(scores: Mapping[tuple[str, float], Values], horizons: int) -> set[tuple[str, float]]:
+    """Return the settings next to each optimizer's best ones that lie on the edge of its grid."""
+    wanted: set[tuple[str, float]] = set()
+    for index in range(horizons):
+        for optimizer in {name for name, _ in scores}:
+            # Of each optimizer on its own: one that is cut off may lose for that reason only.
+            mine = {size: values[index] for (name, size), values in scores.items() if name == optimizer}
+            best = max(mine, key=lambda size: mine[size])
+            if best == min(mine):
+                wanted.add((optimizer, best / GRID_RATIO))
+            if best == max(mine):
+                wanted.add((optimizer, best * GRID_RATIO))
+    return wanted
+
+
+def _constant(optimizer: str, step_size: float, steps: int) -> AdaptationRoutine:
+    return AdaptationRoutine(
+        optimizer="adam" if optimizer == "adam" else "sgd", steps=steps, step_size=step_size
+    )
+
+
+def tuned_curve(
+    on: Bench,
+    start: Start,
+    tuning: TaskBatch,
+    batch: TaskBatch,
+    steps: Sequence[int],
+    progress: Callable[[str], None] | None = None,
+) -> tuple[dict[str, Values], dict[int, AdaptationRoutine]]:
+    """Return a start's curve where each number of steps has its own best routine, and those routines."""
+    if start.routine is not None:
+        return on.curve(start, start.routine, batch, steps), {}
+    routines = best_routines(on, start, tuning, steps, progress=progress)
+    if not routines:
+        return on.curve(start, _constant("sgd", 0.0, 0), batch, steps), {}
+    columns: dict[int, dict[str, Values]] = {}
+    # Horizons that share a setting share its run; the untouched start comes with the first of them.
+    settings: dict[tuple[str, float], list[int]] = {}
+    for step, routine in sorted(routines.items()):
+        settings.setdefault((routine.optimizer, routine.step_size), []).append(step)
+    untouched = [s for s in steps if s == 0]
+    for (optimizer, step_size), own in settings.items():
+        wanted, untouched = untouched + own, []
+        found = on.curve(start, _constant(optimizer, step_size, max(wanted)), batch, wanted)
+        for index, step in enumerate(wanted):
+            columns[step] = {name: values[:, index] for name, values in found.items()}
+    names = columns[steps[0]].keys()
+    return {name: np.stack([columns[s][name] for s in steps], axis=1) for name in names}, routines
+
+
+def weights_of(network: nn.Module) -> Parameters:
+    """Return a copy of the network's parameters by name."""
+    return {k: v.detach().clone() for k, v in network.named_parameters()}
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Copy parameters into the network, in place."""
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            value.copy_(weights[name])
+    return network

@@ -1,0 +1,442 @@
+"""`measure`: curves of starts and controls on held-out tasks, with intervals."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from metainit.adaptation import trajectory
+from metainit.card import AdaptationRoutine, Record, Spec, canonical_json
+from metainit.checkpoint import SUFFIX, write_atomically
+from metainit.domains.base import Domain, TaskBatch
+from metainit.errors import DataError, SourceError
+from metainit.evidence.controls import ANALYTIC, signal_controls
+from metainit.evidence.curves import Start, bench, tuned_curve, weights_of
+from metainit.evidence.statistics import Values, bootstrap, paired_bootstrap
+from metainit.initialization import Analytic, Initialization, Prior, load
+from metainit.meta.state import TaskLosses
+from metainit.networks import build, function_of, require_same
+
+EVIDENCE_VERSION = 1
+ALL_CONTROLS = (*ANALYTIC, "mean_signal", "matched", "shuffled")
+Source = str | Path | Sequence[str | Path]
+"""One source, or one for each training seed of the same method."""
+
+
+class Curve(Record):
+    """A start's metric against the adaptation step.
+
+    `values`: seeds x tasks x steps. `routine`: the card's, or for each number of steps the best one found.
+    """
+
+    source: str
+    role: Literal["candidate", "control"]
+    routine: dict[str, Any]
+    values: list[list[list[float]]]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    ssim: list[float]
+
+
+class Comparison(Record):
+    """The candidate's gain over one control at one step, and when the control draws level with it."""
+
+    control: str
+    steps: int
+    gain: float
+    low: float
+    high: float
+    draws_level_at: int | None
+
+
+class Headline(Record):
+    """The candidate after its own number of steps, against the best control after as many."""
+
+    metric: str
+    steps: int
+    value: float
+    control: str
+    control_value: float
+    gain: float
+    low: float
+    high: float
+    tasks: int
+    seeds: int
+
+
+class EvidenceRecord(Record):
+    """What is written to evidence.json.
+
+    `left_out`: controls that could not be made for some seed, and why. `candidate_digest`: of the first
+    source's card, so that evidence that lies beside other weights is told apart.
+    """
+
+    schema_version: Literal[1] = 1
+    domain: Spec | None
+    data_fingerprint: str
+    network: Spec | None
+    metric: str = "psnr"
+    higher_is_better: bool = True
+    steps: list[int]
+    task_ids: list[str]
+    seeds: list[int]
+    curves: list[Curve]
+    comparisons: list[Comparison]
+    headline: Headline | None
+    left_out: dict[str, str] = Field(default_factory=dict)
+    candidate_digest: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A start of the first seed, and the routines that it was measured with: its own, or one a horizon."""
+
+    start: Start
+    routines: Mapping[int, AdaptationRoutine]
+
+    def renderings(
+        self, network: nn.Module, domain: Domain, task: TaskBatch, steps: Sequence[int]
+    ) -> tuple[list[Tensor], list[str]]:
+        """Return the rendering and its PSNR after each number of steps."""
+        function = function_of(network)
+        losses = TaskLosses(domain, function, task, batched=False)
+        query = {k: v[0] for k, v in task.query.items()}
+        images, texts = [], []
+        for step in steps:
+            routine = self.start.routine or self.routines.get(step) or AdaptationRoutine(steps=0, step_size=0)
+            *_, weights = trajectory(losses, self.start.weights, routine, self.start.step_sizes, step)
+            with torch.no_grad():
+                images.append(domain.render(function(weights), task.shared))
+            texts.append(f"{domain.metrics(images[-1], query)['psnr']:.1f} dB")
+        return images, texts
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Measured curves, with a table, a picture and a JSON form."""
+
+    record: EvidenceRecord
+    starts: Mapping[str, Measured] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> Headline | None:
+        """The candidate against its best control; None where there is no candidate or no control."""
+        return self.record.headline
+
+    def table(self) -> str:
+        """Return a plain-text table: one line a start, one column a number of steps."""
+        from metainit.evidence.report import text_table
+
+        return text_table(self.record)
+
+    def plot(self, path: str | Path) -> None:
+        """Write a picture of the curves with their intervals (the suffix chooses the format)."""
+        from metainit.evidence.report import plot_curves
+
+        plot_curves(self.record, Path(path))
+
+    def plot_reconstructions(self, path: str | Path, domain: Domain, task: TaskBatch) -> None:
+        """Write a picture of one task after each number of steps: from the candidate and its best control.
+
+        Raises:
+            SourceError: the evidence was read from a file, which holds no weights, or has no candidate.
+        """
+        from metainit.evidence.report import plot_reconstructions
+
+        candidate = next((c.source for c in self.record.curves if c.role == "candidate"), None)
+        if (
+            candidate is None
+            or candidate not in self.starts
+            or self.headline is None
+            or self.record.network is None
+        ):
+            raise SourceError("reconstructions need the starts themselves: call measure() in this process")
+        shown = {"prior": self.starts[candidate], self.headline.control: self.starts[self.headline.control]}
+        network = build(self.record.network)
+        rows, captions = {}, {}
+        for name, measured in shown.items():
+            rows[name], captions[name] = measured.renderings(network, domain, task, self.record.steps)
+        truth = domain.target({k: v[0] for k, v in task.query.items()})
+        plot_reconstructions(rows, captions, truth, self.record.steps, Path(path))
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the evidence as canonical JSON."""
+        text = canonical_json(self.record.model_dump(mode="json")) + "\n"
+        write_atomically(Path(path), text.encode())
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Evidence:
+        """Read what `to_json` wrote."""
+        return cls(EvidenceRecord.model_validate(json.loads(Path(path).read_text())))
+
+
+def measure(
+    sources: Source | Sequence[Source],
+    domain: Domain,
+    steps: Sequence[int] = (0, 1, 2, 5, 10),
+    tasks: int = 64,
+    *,
+    network: Spec | None = None,
+    controls: Sequence[str] = ALL_CONTROLS,
+    seeds: int | Sequence[int] = 3,
+    tuning_tasks: int = 8,
+    domain_spec: Spec | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Evidence:
+    """Measure starts beside their controls on held-out tasks.
+
+    A learned start runs its card's routine. Analytic starts and controls get, for each number of steps, the
+    optimizer and step size that do best on validation tasks.
+
+    Args:
+        sources: what `metainit.load` takes; the first one is the candidate of the headline. A source may be a
+            sequence of checkpoints, one a training seed.
+        domain: its test split is reported, its validation split tunes the controls.
+        steps: adaptation steps to report; each start's own number of steps is reported too.
+        tasks: how many test tasks (all of them where the data have fewer).
+        network: needed where no source has a card that names one.
+        controls: which controls to measure beside the sources.
+        seeds: of the random draws of each control: how many, or which.
+        tuning_tasks: how many validation tasks tune the controls.
+        domain_spec: recorded in the evidence.
+        progress: told what is being measured.
+
+    Raises:
+        SourceError: a source cannot be loaded, a group mixes kinds, or no network is known.
+        DataError: the domain has no test or validation tasks, or the steps are none.
+    """
+    steps = sorted(set(steps))
+    if not steps or steps[0] < 0:
+        raise DataError(f"steps: expected numbers from 0 on, got {steps}")
+    groups = _groups(sources)
+    loaded = [[load(s) for s in group] for group in groups]
+    spec = network or next((i.card.network for g in loaded for i in g if i.card.network), None)
+    if spec is None:
+        raise SourceError(
+            "no source has a card that names a network: pass network=Spec(name=..., arguments=...) "
+            "(--network on the command line)"
+        )
+    for group, initializations in zip(groups, loaded, strict=True):
+        for source, initialization in zip(group, initializations, strict=True):
+            require_same(initialization.card.network, spec, f"source {str(source)!r}")
+    routines = [i.card.routine for g in loaded for i in g if i.card.routine is not None]
+    steps = sorted({*steps, *(routine.steps for routine in routines)})
+    drawn = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    target = build(spec)
+    test = held_out(domain, "test", tasks)
+    tuning = held_out(domain, "validation", tuning_tasks)
+    note = progress or (lambda text: None)
+    series: list[Series] = []
+    kept: dict[str, Measured] = {}
+    with bench(target, domain) as on:
+
+        def curves_of(starts: Sequence[Start], role: Literal["candidate", "control"]) -> Series:
+            routine: dict[str, Any] = {}
+            found: list[dict[str, Values]] = []
+            name = starts[0].name
+            for start in starts:
+                note(f"measuring {start.name}")
+                values, tuned = tuned_curve(on, start, tuning, test, steps)
+                kept.setdefault(name, Measured(start, tuned))
+                routine = (
+                    start.routine.model_dump(mode="json", exclude={"per_tensor"})
+                    if start.routine
+                    else {str(k): v.model_dump(mode="json") for k, v in sorted(tuned.items())}
+                )
+                found.append(values)
+            stacked = {k: np.stack([f[k] for f in found]) for k in found[0]}
+            return Series(name, role, routine, stacked)
+
+        prior: Start | None = None
+        for group, initializations in zip(groups, loaded, strict=True):
+            starts = _starts(initializations, group, target, domain, drawn)
+            taken = [s.source for s in series]
+            starts = [replace(s, name=_unique(s.name, taken)) for s in starts]
+            learned = starts[0].routine is not None
+            prior = prior or (starts[0] if learned else None)
+            series.append(curves_of(starts, "candidate" if learned and not series else "control"))
+        asked = {i.card.name for g in loaded for i in g if isinstance(i, Analytic)}
+        names = [name for name in controls if name not in asked]
+        failed: dict[str, str] = {}
+        draws = [
+            start
+            for seed in drawn
+            for start in signal_controls(target, domain, prior, seed, names, left_out=failed)
+        ]
+        made = {name: [s for s in draws if s.name == name] for name in names}
+        for starts in made.values():
+            if starts:
+                label = _unique(starts[0].name, [s.source for s in series])
+                series.append(curves_of([replace(s, name=label) for s in starts], "control"))
+    first = loaded[0][0].card.digest
+    return Evidence(_record(series, domain, spec, domain_spec, steps, test, drawn, failed, first), kept)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One start's values, seeds x tasks x steps, of each metric."""
+
+    source: str
+    role: Literal["candidate", "control"]
+    routine: dict[str, Any]
+    values: dict[str, Values]
+
+
+def held_out(domain: Domain, split: Literal["validation", "test"], count: int) -> TaskBatch:
+    """Return the first `count` tasks of a split, or all of them where there are fewer.
+
+    Raises:
+        DataError: the split is empty.
+    """
+    size = domain.size(split)
+    number = count if size is None else min(count, size)
+    if number < 1:
+        raise DataError(f"the domain has no {split} tasks: give more data")
+    return domain.tasks(0, 0, number, split)
+
+
+def _groups(sources: Source | Sequence[Source]) -> list[list[str | Path]]:
+    if isinstance(sources, str | Path):
+        return [[sources]]
+    return [[s] if isinstance(s, str | Path) else list(s) for s in sources]
+
+
+def _starts(
+    initializations: Sequence[Initialization],
+    sources: Sequence[str | Path],
+    network: nn.Module,
+    domain: Domain,
+    seeds: Sequence[int],
+) -> list[Start]:
+    first = initializations[0]
+    learned = [i for i in initializations if isinstance(i, Prior)]
+    if len(initializations) > 1 and len(learned) < len(initializations):
+        raise SourceError(
+            "a group holds checkpoints of one method, one a training seed, got "
+            + ", ".join(map(str, sources))
+        )
+    if learned:
+        label = _label(sources[0], first)
+        return [
+            Start(
+                label,
+                weights_of(prior.init_(copy.deepcopy(network))),
+                prior.card.routine,
+                prior.checkpoint.step_sizes,
+            )
+            for prior in learned
+        ]
+    coordinates = _coordinates(domain)
+    starts = []
+    for seed in seeds:
+        filled = first.init_(copy.deepcopy(network), seed=seed, example_inputs=coordinates)
+        starts.append(Start(first.card.name, weights_of(filled)))
+    return starts
+
+
+def _unique(name: str, taken: Sequence[str]) -> str:
+    """Return the name, numbered where another start has it already."""
+    number = 2
+    label = name
+    while label in taken:
+        label = f"{name} ({number})"
+        number += 1
+    return label
+
+
+def _label(source: str | Path, start: Initialization) -> str:
+    """Return the source as the user wrote it, or the card's name where it is only a file."""
+    return start.card.name if Path(str(source)).suffix == SUFFIX else str(source)
+
+
+def _coordinates(domain: Domain) -> torch.Tensor:
+    shared = domain.tasks(0, 0, 1, "validation").shared
+    return next(v for k, v in shared.items() if k.endswith("coordinates"))
+
+
+def _record(
+    series: Sequence[Series],
+    domain: Domain,
+    network: Spec,
+    domain_spec: Spec | None,
+    steps: list[int],
+    test: TaskBatch,
+    seeds: list[int],
+    left_out: dict[str, str],
+    candidate_digest: str,
+) -> EvidenceRecord:
+    comparisons: list[Comparison] = []
+    headline: Headline | None = None
+    candidate = next((s for s in series if s.role == "candidate"), None)
+    others = [s for s in series if s is not candidate]
+    if candidate is not None and others:
+        own = int(candidate.routine.get("steps", steps[-1]))
+        at = steps.index(own) if own in steps else len(steps) - 1
+        comparisons = [_compare(candidate, o, steps, k) for o in others for k in range(len(steps))]
+        best = max(others, key=lambda o: o.values["psnr"][:, :, at].mean())
+        gain = _compare(candidate, best, steps, at)
+        headline = Headline(
+            metric="psnr",
+            steps=steps[at],
+            value=round(float(candidate.values["psnr"][:, :, at].mean()), 4),
+            control=best.source,
+            control_value=round(float(best.values["psnr"][:, :, at].mean()), 4),
+            gain=gain.gain,
+            low=gain.low,
+            high=gain.high,
+            tasks=len(test),
+            seeds=len(candidate.values["psnr"]),
+        )
+    return EvidenceRecord(
+        domain=domain_spec,
+        data_fingerprint=domain.fingerprint(),
+        network=network,
+        steps=steps,
+        task_ids=list(test.ids),
+        seeds=seeds,
+        curves=[_curve(s) for s in series],
+        comparisons=comparisons,
+        headline=headline,
+        left_out=left_out,
+        candidate_digest=candidate_digest,
+    )
+
+
+def _compare(candidate: Series, other: Series, steps: Sequence[int], at: int) -> Comparison:
+    gain = paired_bootstrap(candidate.values["psnr"][:, :, at], other.values["psnr"][:, :, at])
+    reached = candidate.values["psnr"][:, :, at].mean()
+    level = next((s for i, s in enumerate(steps) if other.values["psnr"][:, :, i].mean() >= reached), None)
+    return Comparison(
+        control=other.source,
+        steps=steps[at],
+        gain=round(gain.mean, 4),
+        low=round(gain.low, 4),
+        high=round(gain.high, 4),
+        draws_level_at=level,
+    )
+
+
+def _curve(series: Series) -> Curve:
+    values = series.values["psnr"]
+    intervals = [bootstrap(values[:, :, i]) for i in range(values.shape[2])]
+    ssim = series.values.get("ssim")
+    return Curve(
+        source=series.source,
+        role=series.role,
+        routine=series.routine,
+        values=np.round(values, 4).tolist(),
+        mean=[round(i.mean, 4) for i in intervals],
+        low=[round(i.low, 4) for i in intervals],
+        high=[round(i.high, 4) for i in intervals],
+        ssim=[] if ssim is None else np.round(ssim.mean((0, 1)), 4).tolist(),
+    )

@@ -1,0 +1,125 @@
+"""Evidence for people: a table, a plot of the curves, and a strip of reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from metainit.checkpoint import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from metainit.evidence.measuring import EvidenceRecord
+
+OUR_COLOUR = "#c2410c"
+"""The candidate's; controls take greys and blues, so that it is told apart in print too."""
+UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+"""Format -> what its metadata leave out: what differs from run to run."""
+
+
+def text_table(record: EvidenceRecord) -> str:
+    """Return a table with one line a start and one column a number of steps, best starts first."""
+    order = sorted(record.curves, key=lambda c: (c.role == "control", -c.mean[-1]))
+    width = max(len(c.source) for c in order)
+    head = f"{'start'.ljust(width)}  " + "  ".join(f"{s:>13} steps" for s in record.steps)
+    lines = [head, "-" * len(head)]
+    for curve in order:
+        cells = [
+            f"{mean:6.2f} [{low:.1f}, {high:.1f}]".rjust(19)
+            for mean, low, high in zip(curve.mean, curve.low, curve.high, strict=True)
+        ]
+        lines.append(f"{curve.source.ljust(width)}  " + "  ".join(cells))
+    counts = ", ".join(sorted({f"{len(c.values)} for {c.role}s" for c in record.curves}))
+    lines.append(
+        f"{record.metric} in dB, mean [95 % interval] over {len(record.task_ids)} held-out tasks and seeds "
+        f"({counts}); without a routine of its own a start has its best optimizer and "
+        "step size for each number of steps"
+    )
+    lines += [f"left out: {reason}" for reason in record.left_out.values()]
+    if record.headline is not None:
+        h = record.headline
+        lines.append(
+            f"after {h.steps} steps: {h.value:.2f} dB against {h.control_value:.2f} dB of the best control "
+            f"({h.control}): {h.gain:+.2f} dB [{h.low:+.2f}, {h.high:+.2f}]"
+        )
+    return "\n".join(lines)
+
+
+def plot_curves(record: EvidenceRecord, path: Path) -> None:
+    """Write a plot of every curve with its interval."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    controls = [c for c in record.curves if c.role == "control"]
+    for index, curve in enumerate(controls):
+        shade = 0.25 + 0.5 * index / max(1, len(controls) - 1)
+        style = ("-", "--", ":", "-.")[index % 4]
+        axes.plot(
+            record.steps, curve.mean, style, color=(shade * 0.8, shade * 0.9, shade), label=curve.source
+        )
+        axes.fill_between(record.steps, curve.low, curve.high, color="0.6", alpha=0.12, linewidth=0)
+    for curve in record.curves:
+        if curve.role == "candidate":
+            axes.plot(record.steps, curve.mean, "o-", color=OUR_COLOUR, linewidth=2, label=curve.source)
+            axes.fill_between(record.steps, curve.low, curve.high, color=OUR_COLOUR, alpha=0.2, linewidth=0)
+    if max(record.steps) > 50:
+        axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlabel("adaptation steps")
+    axes.set_ylabel(f"{record.metric} (dB)")
+    axes.set_ylim(bottom=max(0.0, min(min(c.mean) for c in record.curves) - 1))
+    axes.set_title(f"{len(record.task_ids)} held-out tasks, 95 % intervals", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    _write(figure, path)
+
+
+def plot_reconstructions(
+    rows: Mapping[str, Sequence[Tensor]],
+    captions: Mapping[str, Sequence[str]],
+    target: Tensor,
+    steps: Sequence[int],
+    path: Path,
+) -> None:
+    """Write a strip of images: the target, and each start's reconstruction after each number of steps.
+
+    Args:
+        rows: start -> images ``(height, width, channels)`` in [0, 1], one for each of `steps`.
+        captions: start -> what to write below each image.
+        target: the true image.
+        steps: numbers of adaptation steps.
+        path: where to write; the suffix chooses the format.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.6 * (len(steps) + 1) + 0.4, 1.95 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(steps) + 1, squeeze=False)
+    for line, (name, images) in zip(grid, rows.items(), strict=True):
+        titles = ["target", *(f"{s} step{'' if s == 1 else 's'}" for s in steps)]
+        labels = ["", *captions[name]]
+        for axes, image, title, label in zip(line, [target, *images], titles, labels, strict=True):
+            pixels = image.detach().cpu().float().numpy()
+            axes.imshow(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+            axes.set_title(title, fontsize=8)
+            axes.set_xlabel(label, fontsize=8)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        line[0].set_ylabel(name, fontsize=9)
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    import io
+
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    # No date and no random names in the file: the same evidence gives the same bytes.
+    kind = path.suffix.lstrip(".").lower() or "png"
+    with rc_context({"svg.hashsalt": "metainit"}):
+        figure.savefig(buffer, format=kind, dpi=130, metadata=UNDATED.get(kind, {}))
+    write_atomically(path, buffer.getvalue())

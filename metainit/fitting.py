@@ -1,0 +1,274 @@
+"""Fit one network to each signal, from one start: a file, or a folder of thousands."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import skimage.io
+import torch
+from torch import Tensor, nn
+
+from metainit import checkpoint
+from metainit.adaptation import require_finite, trajectory
+from metainit.card import AdaptationRoutine, Card, Method, Provenance, Spec
+from metainit.checkpoint import write_atomically
+from metainit.errors import DataError, DivergenceError, SourceError
+from metainit.initialization import Initialization, Prior
+from metainit.meta.engine import choose, task_threads
+from metainit.meta.state import Parameters, TaskLosses
+from metainit.networks import build, function_of, require_same
+from metainit.signals import GEOMETRY, Signal, content_of, read_signal, signal_paths, together
+
+WEIGHTS_FILE = "weights.safetensors"
+RENDERING_FILE = "fitted.png"
+REPORT_FILE = "report.json"
+AT_ONCE = 64
+"""How many files a GPU fits at once."""
+Progress = Callable[[int, str, float], None]
+"""Called after each file with the number of files done, its name and its PSNR (NaN where unknown)."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The result of one fit."""
+
+    path: Path
+    weights: Parameters
+    rendered: Tensor
+    metrics: dict[str, float]
+    loss: float
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """A filled network and the routine to fit it with."""
+
+    network: nn.Module
+    spec: Spec
+    start: Initialization
+    routine: AdaptationRoutine
+    steps: int
+    seed: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on, beside its file; a finished file with the same settings is kept."""
+        routine = self.routine.model_dump(mode="json", exclude={"per_tensor"})
+        names = {"start": self.start.card.name, "digest": self.start.card.digest}
+        network = self.spec.model_dump(mode="json")
+        return {**names, "network": network, "routine": routine, "steps": self.steps, "seed": self.seed}
+
+    def fit(self, signals: list[Signal], batched: bool) -> list[Fit]:
+        """Fit signals of one form: one alone, or several at once with a task axis.
+
+        Raises:
+            DivergenceError: the loss is not finite.
+        """
+        weights = {k: v.detach() for k, v in self.network.named_parameters()}
+        like = next(iter(weights.values()))
+        sizes: dict[str, Tensor] = {}
+        if isinstance(self.start, Prior) and self.routine.per_parameter:
+            sizes = {k: v.to(like) for k, v in self.start.checkpoint.step_sizes.items()}
+        batch = together(signals).map(lambda t: t.to(like))
+        domain = signals[0].domain
+        losses = TaskLosses(domain, function_of(self.network), batch, batched)
+        *_, last = trajectory(losses, weights, self.routine, sizes, self.steps)
+        require_finite(last, self.routine, self.steps)
+        return [
+            self._result(s, {k: v[i] if batched else v for k, v in last.items()})
+            for i, s in enumerate(signals)
+        ]
+
+    def _result(self, signal: Signal, weights: Parameters) -> Fit:
+        like = next(iter(weights.values()))
+        batch = signal.batch.map(lambda t: t.to(like))
+        function = function_of(self.network)
+        losses = TaskLosses(signal.domain, function, batch, batched=False)
+        with torch.no_grad():
+            rendered = signal.domain.render(function(weights), batch.shared)
+            loss = float(losses.support(weights))
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"after {self.steps} steps the loss is {loss}; lower the step size (now "
+                f"{self.routine.step_size:g})"
+            )
+        query = {k: v[0] for k, v in batch.query.items()}
+        metrics = dict(signal.domain.metrics(rendered, query)) if query else {}
+        return Fit(signal.path, {k: v.cpu() for k, v in weights.items()}, rendered.cpu(), metrics, loss)
+
+
+def prepare_fitter(
+    start: Initialization,
+    steps: int | None = None,
+    routine: AdaptationRoutine | None = None,
+    network: Spec | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> Fitter:
+    """Build and fill the network that a start was made for, or the one that is asked for.
+
+    Raises:
+        SourceError: no network or no routine is known.
+        MismatchError: the start does not fit the network.
+    """
+    spec = network or start.card.network
+    if spec is None:
+        raise SourceError(
+            f"{start.card.name!r} fits any network: say which one with --network, for example "
+            "--network '{name: siren, arguments: {width: 128, out_features: 3}}'"
+        )
+    require_same(start.card.network, spec, f"start {start.card.name!r}")
+    chosen = routine or start.card.routine
+    if chosen is None:
+        raise SourceError(f"{start.card.name!r} has no adaptation routine: say which with --step-size")
+    module = start.init_(build(spec), seed=seed).to(device)
+    return Fitter(module, spec, start, chosen, chosen.steps if steps is None else steps, seed)
+
+
+def fit_all(
+    path: Path,
+    start: Initialization,
+    out: Path,
+    steps: int | None = None,
+    routine: AdaptationRoutine | None = None,
+    network: Spec | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    device: str | torch.device = "cpu",
+) -> dict[str, Any]:
+    """Fit every signal at a path and write weights, rendering and a report for each.
+
+    Files that are done are skipped when the same command runs again; a file that fails is named in the
+    report and does not stop the others. On a CPU narrow networks run one file a thread; on a GPU files of the
+    same size are fitted at once.
+
+    Raises:
+        DataError: there is nothing to fit.
+        SourceError: the start has no routine and none is given, or names no network.
+    """
+    fitter = prepare_fitter(start, steps, routine, network, seed, device)
+    # Results below the folder that is fitted are no signals of the next run.
+    todo = [p for p in signal_paths(path) if out.resolve() not in p.resolve().parents]
+    job = _Job(fitter, path if path.is_dir() else path.parent, out)
+    done: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    for number, (name, result) in enumerate(job.run(todo), 1):
+        if isinstance(result, str):
+            failed[name] = result
+        else:
+            done[name] = result
+        if progress is not None:
+            quality = result.get("psnr", float("nan")) if isinstance(result, dict) else float("nan")
+            progress(number, name, quality)
+    report = {**fitter.settings, "fitted": done, "failed": failed, "files": len(todo)}
+    write_atomically(out / REPORT_FILE, (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
+    return report
+
+
+Answer = tuple[str, dict[str, Any] | str]
+"""A file's name, and its metrics or why it failed."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Files on their way through a fitter."""
+
+    fitter: Fitter
+    root: Path
+    out: Path
+
+    def run(self, todo: Sequence[Path]) -> Iterator[Answer]:
+        weights = dict(self.fitter.network.named_parameters())
+        how = choose("auto", {k: v.detach() for k, v in weights.items()}, max(4, len(todo)))
+        if how == "vmap":
+            for first in range(0, len(todo), AT_ONCE):
+                yield from self._chunk(todo[first : first + AT_ONCE])
+            return
+        threaded = how == "threads" and len(todo) > 1
+        with task_threads(torch.get_num_threads()) if threaded else nullcontext() as pool:
+            yield from pool.map(self._one, todo) if pool else map(self._one, todo)
+
+    def _one(self, path: Path) -> Answer:
+        (answer,) = self._chunk([path], batched=False)
+        return answer
+
+    def _chunk(self, paths: Sequence[Path], batched: bool = True) -> Iterator[Answer]:
+        """Read some files, fit those of one form together, and write the results."""
+        forms: dict[Any, list[Signal]] = {}
+        for path in paths:
+            name = self._name(path)
+            try:
+                kept = self._finished(path)
+                if kept is not None:
+                    yield name, kept
+                    continue
+                signal = self._read(path)
+            except DataError as error:
+                yield name, str(error)
+            else:
+                forms.setdefault(signal.form, []).append(signal)
+        for signals in forms.values():
+            yield from self._fitted(signals, batched)
+
+    def _fitted(self, signals: list[Signal], batched: bool) -> Iterator[Answer]:
+        """Fit signals of one form; where one of several diverges, each is fitted alone."""
+        try:
+            fits = self.fitter.fit(signals, batched)
+        except DivergenceError as error:
+            if len(signals) > 1:
+                for signal in signals:
+                    yield from self._fitted([signal], batched)
+                return
+            name = self._name(signals[0].path)
+            yield name, f"{name}: {error}"
+        else:
+            for fit in fits:
+                yield self._name(fit.path), self._write(fit)
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self.root))
+
+    def _read(self, path: Path) -> Signal:
+        like = next(self.fitter.network.parameters())
+        channels = self.fitter.network(like.new_zeros(1, 2)).shape[-1]
+        domain = self.fitter.start.card.domain
+        known = domain.arguments if domain is not None and domain.name == "ct" else {}
+        return read_signal(path, channels, {k: known[k] for k in GEOMETRY if k in known})
+
+    def _finished(self, path: Path) -> dict[str, Any] | None:
+        """Return the metrics of an earlier run with the same settings, if it got as far as this file."""
+        report = self.out / self._name(path) / REPORT_FILE
+        if not report.is_file():
+            return None
+        kept: dict[str, Any] = json.loads(report.read_text())
+        same = kept["settings"] == self.fitter.settings and kept.get("content") == content_of(path)
+        return kept["metrics"] if same else None
+
+    def _write(self, result: Fit) -> dict[str, Any]:
+        """Write one fit; the report comes last, so that its presence means that all is there."""
+        fitter, folder = self.fitter, self.out / self._name(result.path)
+        pixels = (result.rendered.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        folder.mkdir(parents=True, exist_ok=True)
+        shown = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+        skimage.io.imsave(folder / RENDERING_FILE, shown, check_contrast=False)
+        card = Card(
+            kind="weights",
+            name="fit",
+            method=Method(name=f"fit from {fitter.start.card.name}"),
+            network=fitter.spec,
+            provenance=Provenance(seeds=[fitter.seed]),
+        )
+        buffers = dict(fitter.network.named_buffers())
+        checkpoint.save(folder / WEIGHTS_FILE, {**buffers, **result.weights}, card)
+        metrics = {**{k: round(v, 4) for k, v in result.metrics.items()}, "loss": result.loss}
+        content = content_of(result.path)
+        report = {"settings": fitter.settings, "content": content, "metrics": metrics}
+        text = json.dumps(report, indent=1, sort_keys=True) + "\n"
+        write_atomically(folder / REPORT_FILE, text.encode())
+        return metrics

@@ -1,0 +1,124 @@
+"""Networks by name, and the function that a network is once its weights are given."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metainit.card import Spec
+from metainit.domains.base import Predict
+from metainit.errors import MismatchError, RecipeError, suggestion
+from metainit.networks.fourier_mlp import FourierMLP
+from metainit.networks.siren import Siren
+
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {
+        "siren": Siren,
+        "fourier_mlp": FourierMLP,
+    }
+)
+"""The networks that a spec can name."""
+
+
+def build(spec: Spec, seed: int = 0) -> nn.Module:
+    """Build the network that a spec names, with its framework-default weights drawn from `seed`.
+
+    Raises:
+        RecipeError: the name is not in `NETWORKS`, or the network does not take an argument.
+
+    Example:
+        >>> network = build(Spec(name='siren', arguments={'width': 16, 'depth': 3}))
+        >>> sum(p.numel() for p in network.parameters())
+        371
+    """
+    if spec.name not in NETWORKS:
+        raise RecipeError(f"no network is called {spec.name!r}; {suggestion(spec.name, NETWORKS)}")
+    known = inspect.signature(NETWORKS[spec.name]).parameters
+    for argument in spec.arguments:
+        if argument not in known:
+            raise RecipeError(
+                f"network {spec.name!r} takes no argument {argument!r}; {suggestion(argument, known)}"
+            )
+    with torch.random.fork_rng(devices=[]):
+        # The CPU generator alone: fork_rng puts that one back, a GPU's would stay reseeded.
+        torch.default_generator.manual_seed(seed)
+        try:
+            return NETWORKS[spec.name](**spec.arguments)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"network {spec.name!r} cannot be built: {error}") from error
+
+
+def complete(spec: Spec) -> Spec:
+    """Return the spec with the defaults of the arguments that it leaves out.
+
+    Example:
+        >>> complete(Spec(name='siren')).arguments['omega']
+        30.0
+    """
+    if spec.name not in NETWORKS:
+        return spec
+    known = inspect.signature(NETWORKS[spec.name]).parameters
+    defaults = {k: p.default for k, p in known.items() if p.default is not inspect.Parameter.empty}
+    return Spec(name=spec.name, arguments={**defaults, **spec.arguments})
+
+
+def require_same(made_for: Spec | None, asked: Spec, source: str) -> None:
+    """Raise unless weights that were made for one network may go into another.
+
+    Shapes do not tell: a frequency or an offset is no tensor, and changes what the weights mean.
+
+    Raises:
+        MismatchError: the two specs name different networks.
+
+    Example:
+        >>> require_same(Spec(name='siren'), Spec(name='siren', arguments={'omega': 30.0}), 'prior')
+    """
+    if made_for is not None and complete(made_for) != complete(asked):
+        raise MismatchError(
+            f"{source} was made for the network {made_for.name} {made_for.arguments}, not for {asked.name} "
+            f"{asked.arguments}: leave the network out, or use another start"
+        )
+
+
+def function_of(network: nn.Module) -> Callable[[Mapping[str, Tensor]], Predict]:
+    """Return the map from parameters to the function that the network computes with them.
+
+    Buffers are the network's own; nothing is written to the module, and threads may call it at once.
+
+    Example:
+        >>> network = build(Spec(name='siren', arguments={'width': 8, 'depth': 2}))
+        >>> parameters = dict(network.named_parameters())
+        >>> x = torch.zeros(5, 2)
+        >>> bool((function_of(network)(parameters)(x) == network(x)).all())
+        True
+    """
+    # `functional_call` swaps a module's parameters while it runs, so every thread has a module of its own.
+    own = threading.local()
+
+    def with_parameters(parameters: Mapping[str, Tensor]) -> Predict:
+        def predict(inputs: Tensor) -> Tensor:
+            if not hasattr(own, "network"):
+                own.network = _twin(network, {})
+            output: Tensor = functional_call(own.network, dict(parameters), (inputs,))
+            return output
+
+        return predict
+
+    return with_parameters
+
+
+def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
+    """Return a module of the same structure with the same tensors, none of which is copied."""
+    if id(module) not in made:
+        twin = made[id(module)] = object.__new__(type(module))
+        twin.__dict__.update(module.__dict__)
+        twin._parameters = dict(module._parameters)
+        twin._buffers = dict(module._buffers)
+        twin._modules = {k: v if v is None else _twin(v, made) for k, v in module._modules.items()}
+    return made[id(module)]

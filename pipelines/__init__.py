@@ -1,0 +1,1 @@
+"""Pipelines: recipes, training on Ray, the registry in MLflow and its gate."""

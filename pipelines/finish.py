@@ -1,0 +1,114 @@
+"""What follows training: evidence on held-out tasks, pictures, a version in the registry, and the gate."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metainit.domains.base import TaskBatch
+from metainit.domains.registry import without_places
+from metainit.evidence.measuring import ALL_CONTROLS, Evidence, held_out, measure
+from metainit.initialization import EVIDENCE_FILE
+from pipelines.folder import CHECKPOINT, RECIPE
+from pipelines.gate import Decision, admit
+from pipelines.preparation import Prepared
+from pipelines.registry import Registry
+from pipelines.version import Version
+
+if TYPE_CHECKING:
+    from pipelines.tracking import MlflowSink
+
+ARTIFACTS = "artifacts"
+PICTURES = "pictures"
+CURVES_PICTURE = "evidence.png"
+STRIP_PICTURE = "reconstructions.png"
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run's outcome: its evidence, its version in the registry, and what the gate made of it."""
+
+    evidence: Evidence
+    version: Version
+    decision: Decision
+    artifacts: Path
+
+
+def after_training(
+    prepared: Prepared,
+    checkpoint: Path,
+    sink: MlflowSink,
+    *,
+    note: Note | None = None,
+    controls: Sequence[str] = ALL_CONTROLS,
+) -> Finished:
+    """Measure a finished run, register it, and let the gate decide; the run's last act.
+
+    Raises:
+        DataError: the domain has no held-out tasks.
+        RegistryError: the registry cannot be reached; checkpoint and evidence stay in the run's folder.
+    """
+    say = note or (lambda text: None)
+    evidence = evidence_of(prepared, checkpoint, say, controls)
+    artifacts = assemble(prepared, checkpoint, evidence)
+    say("registering")
+    headline = evidence.headline
+    if headline is not None:
+        sink.log_metrics({"headline_psnr": headline.value, "headline_gain": headline.gain}, step=0)
+    sink.flush()
+    registry = Registry(sink.connection.uri)
+    version = registry.register(artifacts, prepared.recipe.name, sink.run_id)
+    decision = admit(registry, version)
+    return Finished(evidence, registry.resolve(version.reference), decision, artifacts)
+
+
+def evidence_of(
+    prepared: Prepared, checkpoint: Path, note: Note, controls: Sequence[str] = ALL_CONTROLS
+) -> Evidence:
+    """Measure a checkpoint beside its controls, as the recipe's evidence section says."""
+    settings = prepared.recipe.evidence
+    return measure(
+        checkpoint,
+        prepared.domain,
+        settings.steps,
+        settings.tasks,
+        controls=controls,
+        seeds=settings.seeds,
+        domain_spec=without_places(prepared.recipe.domain),
+        progress=note,
+    )
+
+
+def assemble(prepared: Prepared, checkpoint: Path, evidence: Evidence) -> Path:
+    """Put together the folder that is registered: checkpoint, recipe, evidence and pictures."""
+    folder = checkpoint.parent / ARTIFACTS
+    pictures = folder / PICTURES
+    pictures.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(checkpoint, folder / CHECKPOINT)
+    recipe = checkpoint.parent / RECIPE
+    if recipe.is_file():
+        shutil.copyfile(recipe, folder / RECIPE)
+    evidence.to_json(folder / EVIDENCE_FILE)
+    evidence.plot(pictures / CURVES_PICTURE)
+    if evidence.headline is not None:
+        task = typical_task(prepared, evidence)
+        evidence.plot_reconstructions(pictures / STRIP_PICTURE, prepared.domain, task)
+    return folder
+
+
+def typical_task(prepared: Prepared, evidence: Evidence) -> TaskBatch:
+    """Return the held-out task with the median gain over the best control: neither the best nor the worst."""
+    record = evidence.record
+    assert record.headline is not None
+    at = record.steps.index(record.headline.steps)
+    candidate = next(c for c in record.curves if c.role == "candidate")
+    control = next(c for c in record.curves if c.source == record.headline.control)
+    pairs = zip(candidate.values[0], control.values[0], strict=True)
+    gains = [ours[at] - theirs[at] for ours, theirs in pairs]
+    middle = sorted(range(len(gains)), key=lambda i: gains[i])[len(gains) // 2]
+    tasks = held_out(prepared.domain, "test", prepared.recipe.evidence.tasks)
+    return tasks[middle : middle + 1]

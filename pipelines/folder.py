@@ -1,0 +1,175 @@
+"""The folder of a run: the checkpoint it ends with, and the states that it can be resumed from.
+
+A state is a file of the same format as a checkpoint (verified, versioned, nothing pickled): the tensors of
+`OuterLoop.state`, and a card with the recipe and the data that they belong to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from metainit import checkpoint as files
+from metainit.card import Card, DataSource, Method, Provenance, canonical_json
+from metainit.domains.registry import without_places
+from metainit.errors import CheckpointError, RecipeError
+from pipelines.connection import data_folder
+from pipelines.recipe import Recipe
+
+CHECKPOINT = "checkpoint.safetensors"
+LAST_GOOD = "last-good.safetensors"
+RECIPE = "recipe.yaml"
+SCRATCH = "resume"
+KEPT_STATES = 2
+STATE_KIND = "training-state"
+NOT_TRAINING = ("evidence", "checkpoint_every", "validate_every", "validation_tasks", "data")
+"""Settings that may change when a run is resumed: they do not change the weights."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where one run of one recipe keeps its files."""
+
+    path: Path
+    recipe: Recipe
+    data: DataSource
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint that a finished run has."""
+        return self.path / CHECKPOINT
+
+    @property
+    def last_good(self) -> Path:
+        """The checkpoint that a diverged run leaves."""
+        return self.path / LAST_GOOD
+
+    @property
+    def scratch(self) -> Path:
+        """What is needed only until the run has finished."""
+        return self.path / SCRATCH
+
+    def provenance(self, code_version: str) -> Provenance:
+        """Return what the cards of this run say about where it comes from."""
+        return Provenance(
+            recipe=recorded(self.recipe), seeds=[self.recipe.seed], data=self.data, code_version=code_version
+        )
+
+    def begin(self) -> None:
+        """Make the folder and write the recipe into it.
+
+        Raises:
+            RecipeError: the folder holds a run of another recipe, or of other data.
+            CheckpointError: it cannot be written.
+        """
+        if self.finished():
+            self._check(files.load(self.checkpoint).card)
+        for _, state in self._sound_states():
+            self._check(state.card)
+            break
+        text = yaml.safe_dump(self.recipe.dump(), sort_keys=False, allow_unicode=True)
+        files.write_atomically(self.path / RECIPE, text.encode())
+
+    def finished(self) -> bool:
+        """Return whether the run has ended with its checkpoint."""
+        return self.checkpoint.is_file()
+
+    def save_state(self, step: int, tensors: Mapping[str, Tensor], code_version: str) -> None:
+        """Save the state after `step` outer steps, and drop all but the newest two.
+
+        Raises:
+            CheckpointError: a tensor is not finite, or the disk is full; older states stay.
+        """
+        card = Card(
+            kind=STATE_KIND,
+            name=self.recipe.name,
+            method=Method(name=self.recipe.algorithm.rule),
+            provenance=self.provenance(code_version),
+        )
+        files.save(self.scratch / f"step-{step:010d}.safetensors", tensors, card)
+        for old in self._states()[KEPT_STATES:]:
+            old.unlink(missing_ok=True)
+
+    def newest_state(self) -> bytes | None:
+        """Return the newest state that is not damaged, or None."""
+        for file, _ in self._sound_states():
+            return file.read_bytes()
+        return None
+
+    def clean(self) -> None:
+        """Remove what is needed only until the run has finished."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _states(self) -> list[Path]:
+        return sorted(self.scratch.glob("step-*.safetensors"), reverse=True)
+
+    def _sound_states(self) -> Iterator[tuple[Path, files.Checkpoint]]:
+        for file in self._states():
+            try:
+                yield file, files.load(file)
+            except CheckpointError as error:
+                _log.warning("a saved state is left out: %s", error)
+
+    def _check(self, card: Card) -> None:
+        before, now = flat(card.provenance.recipe), flat(recorded(self.recipe))
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if changed:
+            listed = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed[:5])
+            raise RecipeError(
+                f"{self.path} holds a run of another recipe: {listed}; choose another folder, or remove "
+                "that one"
+            )
+        if card.provenance.data.fingerprint != self.data.fingerprint:
+            raise RecipeError(
+                f"{self.path} holds a run on other data: the data have changed since; choose another folder, "
+                "or remove that one"
+            )
+
+
+def recorded(recipe: Recipe) -> dict[str, Any]:
+    """Return what a card says of a recipe: all that the weights follow from, and no place on a machine.
+
+    The same data in another folder, or another number of evidence tasks, give the same bytes.
+    """
+    dump = {k: v for k, v in recipe.dump().items() if k not in NOT_TRAINING}
+    return dump | {"domain": without_places(recipe.domain).model_dump(mode="json")}
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Return the folder of a recipe's run in the data folder: another one for other training settings."""
+    training = {k: v for k, v in recipe.dump().items() if k not in NOT_TRAINING}
+    mark = hashlib.sha256(canonical_json(training).encode()).hexdigest()[:12]
+    return data_folder() / "runs" / f"{recipe.name}-{mark}"
+
+
+def read_state(content: bytes, device: torch.device) -> dict[str, Tensor]:
+    """Return the tensors of a state on a device; Adam counts its steps on the CPU, wherever the weights are.
+
+    Raises:
+        CheckpointError: the bytes are damaged, or not a state.
+    """
+    stored = files.from_bytes(content, "the saved state")
+    if stored.card.kind != STATE_KIND:
+        raise CheckpointError(f"expected a {STATE_KIND}, got a {stored.card.kind}")
+    return {k: v if k.startswith("adam.step.") else v.to(device) for k, v in stored.tensors.items()}
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted names."""
+    result: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            result |= flat(inner, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = inner
+    return result

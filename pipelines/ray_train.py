@@ -1,0 +1,248 @@
+"""Run a recipe on Ray Train: as many workers as it says, restarted and resumed where one dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metainit import errors
+from metainit.errors import MetainitError
+from pipelines.journal import Journal, Reader
+from pipelines.local_ray import cpus_for_each, free_cpus, ray_cluster
+
+if TYPE_CHECKING:
+    from pipelines.folder import RunFolder
+    from pipelines.preparation import Prepared
+    from pipelines.recipe import Recipe
+    from pipelines.tracking import MlflowSink, Sink
+    from pipelines.train import Progress
+
+JOURNAL = "journal.jsonl"
+RUN = "run.json"
+MAX_FAILURES = 3
+"""How often a run goes on after a worker has died."""
+FOLLOW_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run on Ray ends with.
+
+    `sink` is still open, for what follows training; whoever has the outcome closes it. `trained` is false
+    where the folder held the finished run already; `metrics` is empty then.
+    """
+
+    checkpoint: Path
+    metrics: dict[str, float]
+    sink: Sink
+    prepared: Prepared
+    trained: bool
+
+
+def run_on_ray(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    progress: Progress | None = None,
+    open_sink: Callable[[], Sink] | None = None,
+) -> Outcome:
+    """Train a recipe on Ray and log it to MLflow; goes on where a run in `folder` was interrupted.
+
+    Everything that can be checked without Ray is checked first. `folder` must be one that the driver and
+    the workers share, as on one machine or on a network drive. Where this raises, the sink is closed.
+
+    Args:
+        recipe: what to do.
+        folder: where the checkpoint, the states and the journal go.
+        progress: told about each outer step.
+        open_sink: makes the sink for metrics while Ray starts; an MLflow run unless it is given.
+
+    Raises:
+        RecipeError: parts of the recipe do not fit each other, or the folder holds another recipe's run.
+        DataError: the data cannot be used.
+        DivergenceError: the loss left the finite numbers; the last good weights are kept.
+        CheckpointError: the disk is full.
+        RegistryError: the MLflow store cannot be reached.
+        MetainitError: Ray cannot be reached, or a worker died more than `MAX_FAILURES` times.
+    """
+    import torch
+
+    from pipelines.folder import RunFolder
+    from pipelines.preparation import prepare
+
+    path = Path(folder).absolute()
+    prepared = prepare(recipe, torch.device("cpu"))
+    run = RunFolder(path, recipe, prepared.source)
+    run.begin()
+    opener = open_sink or (lambda: open_run(recipe, path))
+    if run.finished():
+        return Outcome(run.checkpoint, {}, opener(), prepared, trained=False)
+    with ThreadPoolExecutor(1) as aside:
+        opening: Future[Sink] = aside.submit(opener)
+        with ray_cluster():
+            sink = opening.result()
+            failed = True
+            try:
+                metrics = _fit(recipe, run, sink, progress)
+                failed = False
+            finally:
+                if failed:
+                    sink.close(failed=True)
+    run.clean()
+    return Outcome(run.checkpoint, metrics, sink, prepared, trained=True)
+
+
+def open_run(recipe: Recipe, folder: Path) -> MlflowSink:
+    """Start an MLflow run for a folder, or take up the one that it has in the same store.
+
+    Raises:
+        RegistryError: the store cannot be reached.
+    """
+    from metainit.checkpoint import write_atomically
+    from pipelines.tracking import MlflowSink, store_uri
+
+    known = recorded_run(folder)
+    sink = MlflowSink(recipe.name, recipe.dump() if known is None else None, run_id=known)
+    content = json.dumps({"run_id": sink.run_id, "store": store_uri()})
+    write_atomically(folder / RUN, content.encode())
+    return sink
+
+
+def recorded_run(folder: Path) -> str | None:
+    """Return the id of the MLflow run that belongs to a folder, where it is in the store in use."""
+    from pipelines.tracking import store_uri
+
+    try:
+        value = json.loads((folder / RUN).read_bytes())
+        return str(value["run_id"]) if value["store"] == store_uri() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _fit(recipe: Recipe, run: RunFolder, sink: Sink, progress: Progress | None) -> dict[str, float]:
+    """Run Ray Train to the end, and pass on what the journal says meanwhile."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cpus = cpus_for_each(free_cpus(), recipe.workers)
+    journal = run.scratch / JOURNAL
+    trainer = TorchTrainer(
+        train_worker,  # type: ignore[arg-type]
+        train_loop_config={
+            "recipe": recipe.dump(),
+            "folder": str(run.path),
+            "working_folder": os.getcwd(),
+            "journal": str(journal),
+            "threads": max(1, int(cpus)),
+        },
+        torch_config=TorchConfig(backend="nccl" if recipe.gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=recipe.workers, use_gpu=recipe.gpu, resources_per_worker={"CPU": cpus}
+        ),
+        run_config=RunConfig(
+            name=recipe.name,
+            storage_path=str(run.scratch / "ray"),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+    with _Follower(journal, sink, progress):
+        try:
+            value: Any = trainer.fit().return_value  # type: ignore[attr-defined]
+        except TrainingFailedError as error:
+            raise MetainitError(
+                f"training failed on Ray {MAX_FAILURES + 1} times: {_reason(error)}; what was saved is kept "
+                f"in {run.path}, and the same command goes on from there"
+            ) from error
+    return _answer(value, run)
+
+
+def train_worker(config: dict[Any, Any]) -> dict[str, Any]:
+    """Train on one Ray worker; what fails for a reason that we know is returned, not retried."""
+    import torch
+    from ray.train import get_context
+
+    from pipelines.preparation import prepare
+    from pipelines.recipe import read_recipe
+    from pipelines.tracking import ListSink
+    from pipelines.train import train
+    from pipelines.world import Alone, Distributed, World
+
+    if os.path.isdir(config["working_folder"]):
+        os.chdir(config["working_folder"])
+    torch.set_num_threads(int(config["threads"]))
+    world: World = Distributed() if get_context().get_world_size() > 1 else Alone()
+    recipe = read_recipe(config["recipe"])
+    first = world.rank == 0
+    journal = Journal(Path(config["journal"])) if first else None
+    try:
+        result = train(
+            recipe,
+            config["folder"],
+            sink=journal or ListSink(),
+            world=world,
+            progress=journal.progress if journal else None,
+            prepared=prepare(recipe),
+        )
+    except MetainitError as error:
+        return {"error": type(error).__name__, "text": str(error)}
+    finally:
+        if journal is not None:
+            journal.close()
+    return {"metrics": result.metrics}
+
+
+class _Follower:
+    """Follows a journal on a thread of its own while the block runs."""
+
+    def __init__(self, path: Path, sink: Sink, progress: Progress | None) -> None:
+        self._reader, self._sink, self._progress = Reader(path), sink, progress
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="journal", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._pass_on()
+
+    def _follow(self) -> None:
+        while not self._done.wait(FOLLOW_SECONDS):
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        for line in self._reader.news():
+            if "metrics" in line:
+                self._reader.forward(line, self._sink)
+            elif "progress" in line and self._progress is not None:
+                self._progress(*line["progress"])
+
+
+def _answer(value: Any, run: RunFolder) -> dict[str, float]:
+    """Return the metrics of the first worker, or raise the error that it returned."""
+    if not isinstance(value, dict):
+        raise MetainitError(f"the first worker returned {value!r}, expected its metrics")
+    if "error" in value:
+        kind = getattr(errors, str(value["error"]), MetainitError)
+        raise kind(value["text"])
+    if not run.finished():
+        raise MetainitError(
+            f"the run has ended, but {run.checkpoint} is not on this machine: give a folder that the driver "
+            "and the workers share"
+        )
+    metrics: dict[str, float] = value["metrics"]
+    return metrics
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of the first worker's error, which says what went wrong."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    text = str(failures[min(failures)]).strip()
+    return text.splitlines()[-1] if text else type(error).__name__

@@ -1,0 +1,194 @@
+"""The subcommands that train: here, or on a cluster."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from metainit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from pipelines.recipe import Recipe
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped recipe's name, or a YAML file")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="a setting on top of the recipe, such as outer.steps=500"
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="answer in JSON")]
+DONE = "done.json"
+LINE_SECONDS = 10.0
+"""How often a line is printed where there is no terminal to draw a bar on."""
+
+
+def train(
+    recipe: RecipeName,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the run; one in METAINIT_HOME by default")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe on Ray, measure the result, and register it; goes on where it was interrupted."""
+    from pipelines.finish import after_training
+    from pipelines.folder import default_folder
+    from pipelines.ray_train import run_on_ray
+    from pipelines.tracking import MlflowSink
+
+    chosen = _load(recipe, settings)
+    folder = (out or default_folder(chosen)).absolute()
+    with display() as shown:
+        shown.note(f"{chosen.name} -> {folder}; reading the data and starting Ray")
+        outcome = run_on_ray(chosen, folder, progress=shown.progress)
+        assert isinstance(outcome.sink, MlflowSink)
+        earlier = None if outcome.trained else _done(folder, outcome.sink.connection.uri)
+        with outcome.sink as sink:
+            if earlier is None:
+                shown.note("measuring on held-out tasks")
+                finished = after_training(outcome.prepared, outcome.checkpoint, sink, note=shown.note)
+    if earlier is None:
+        version, decision = finished.version, finished.decision
+        earlier = {
+            "name": version.name,
+            "reference": version.reference,
+            "aliases": list(version.aliases),
+            "gate": decision.reason,
+            "headline": version.headline,
+            "metrics": outcome.metrics,
+            "checkpoint": str(outcome.checkpoint),
+            "run_id": sink.run_id,
+            "store": sink.connection.uri,
+        }
+        _remember(folder, earlier)
+    answer = earlier | {"trained": outcome.trained}
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        _tell(answer)
+
+
+def submit(
+    recipe: RecipeName,
+    address: Annotated[str, typer.Option(help="the cluster's dashboard, such as http://head:8265")],
+    settings: Settings = None,
+    out: Annotated[str | None, typer.Option(help="folder of the run, on the cluster")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="follow the job's log to its end")] = True,
+    token_file: Annotated[Path | None, typer.Option(help="file with the cluster's token")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send a recipe to a Ray cluster as a job, with metainit itself; paths must exist on the cluster."""
+    from pipelines.submit import submit_job
+
+    job = submit_job(_load(recipe, settings), address, out=out, token_file=token_file)
+    if not wait:
+        typer.echo(json.dumps({"job": job.id, "address": address}) if as_json else job.id)
+        return
+    typer.echo(f"job {job.id} at {address}", err=True)
+    succeeded = job.follow(lambda text: typer.echo(text, nl=False, err=as_json))
+    if as_json:
+        typer.echo(json.dumps({"job": job.id, "address": address, "succeeded": succeeded}))
+    if not succeeded:
+        typer.secho(f"error: the job {job.id} failed; its log says why", err=True, fg=typer.colors.RED)
+        raise typer.Exit(1)
+
+
+def _load(name: str, settings: list[str] | None) -> Recipe:
+    """Load a recipe; a wrong one is bad usage."""
+    from pipelines.recipe import load_recipe
+
+    try:
+        return load_recipe(name, settings or ())
+    except RecipeError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _done(folder: Path, store: str) -> dict[str, Any] | None:
+    """Return what this run has answered before, where its version is in the store in use."""
+    try:
+        value: dict[str, Any] = json.loads((folder / DONE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if value.get("store") == store else None
+
+
+def _remember(folder: Path, answer: dict[str, Any]) -> None:
+    from metainit.checkpoint import write_atomically
+
+    write_atomically(folder / DONE, json.dumps(answer, indent=2).encode())
+
+
+def _tell(answer: dict[str, Any]) -> None:
+    from pipelines.registry_commands import headline_text
+
+    if not answer["trained"]:
+        typer.echo("this recipe was trained here before; nothing was done again")
+    aliases = f" ({', '.join(answer['aliases'])})" if answer["aliases"] else ""
+    typer.echo(f"{answer['reference']}{aliases}: {headline_text(answer['headline'])}")
+    typer.echo(f"gate: {answer['gate']}")
+    typer.echo(f"checkpoint: {answer['checkpoint']}")
+    typer.echo(
+        f"next: metainit show {answer['name']}; metainit fit PATH --init models:/{answer['name']} -o OUT"
+    )
+
+
+class Display:
+    """Progress with the time left: a bar on a terminal, else a line now and then, on stderr."""
+
+    def __init__(self, update: Callable[..., None] | None) -> None:
+        self._update = update
+        self._printed = -math.inf
+
+    def note(self, text: str) -> None:
+        """Say what is going on."""
+        if self._update is None:
+            typer.echo(text, err=True)
+        else:
+            self._update(description=text)
+
+    def progress(self, step: int, steps: int, loss: float, seconds_left: float) -> None:
+        """Show how far the outer loop is."""
+        left = f", {duration(seconds_left)} left" if math.isfinite(seconds_left) else ""
+        text = f"outer step {step} of {steps}, loss {loss:.4g}{left}"
+        if self._update is not None:
+            self._update(description=text, completed=step, total=steps)
+        elif step == steps or time.monotonic() > self._printed + LINE_SECONDS:
+            self._printed = time.monotonic()
+            typer.echo(text, err=True)
+
+
+@contextmanager
+def display() -> Iterator[Display]:
+    """Yield something to show progress on: a bar on a terminal, lines elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Display(None)
+        return
+    columns = (SpinnerColumn(), BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        line = bar.add_task("", total=None)
+        yield Display(lambda **changes: bar.update(line, **changes))
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as a person says it.
+
+    Example:
+        >>> duration(40), duration(200), duration(7300)
+        ('40 s', '3 min', '2 h 1 min')
+    """
+    minutes = int(seconds // 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

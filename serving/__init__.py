@@ -1,0 +1,1 @@
+"""The endpoint: a store that follows the registry, the HTTP API over it, Ray Serve around that."""

@@ -1,0 +1,141 @@
+"""The JSON answers of the endpoint, as models that draw the OpenAPI page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from serving.cache import Entry
+from serving.catalog import Facts, Init
+
+
+class VersionLine(BaseModel):
+    """One version in a list."""
+
+    version: int
+    aliases: list[str]
+    sha256: str
+    size: int
+    kind: str
+    method: str
+    network: str | None
+    headline: dict[str, Any] | None
+
+
+class InitLine(BaseModel):
+    """One name in a list; `default` is the version that the bare name means."""
+
+    name: str
+    default: int
+    aliases: dict[str, int]
+    versions: list[VersionLine]
+    url: str
+
+
+class InitPage(BaseModel):
+    """A page of names in alphabetical order; `next` is the address of the following one."""
+
+    items: list[InitLine]
+    next: str | None = None
+
+
+class Picture(BaseModel):
+    """A picture of the evidence."""
+
+    id: str
+    url: str
+
+
+class Pictures(BaseModel):
+    """The pictures of a version."""
+
+    items: list[Picture]
+
+
+class InitDetail(VersionLine):
+    """A version in full: card, evidence, pictures, and where its weights are."""
+
+    name: str
+    reference: str
+    run_id: str | None
+    tags: dict[str, str]
+    card: dict[str, Any]
+    evidence: dict[str, Any] | None
+    recipe: str | None
+    pictures: list[Picture]
+    weights: str
+    blob: str
+
+
+class Health(BaseModel):
+    """Whether the process lives."""
+
+    status: str = "ok"
+
+
+class Readiness(BaseModel):
+    """Whether it can answer, and whether the registry behind it can be reached."""
+
+    ready: bool
+    stale: bool
+    inits: int
+    registry_error: str | None = Field(None, description="why the last look at the registry failed")
+    quarantined: dict[str, str] = Field(default_factory=dict)
+
+
+def version_line(init: Init, facts: Facts) -> VersionLine:
+    """Describe a version in a list."""
+    return VersionLine(
+        version=facts.version,
+        aliases=init.aliases_of(facts.version),
+        sha256=facts.sha256,
+        size=facts.size,
+        kind=facts.kind,
+        method=facts.method,
+        network=facts.network,
+        headline=facts.headline,
+    )
+
+
+def init_line(init: Init, base: str) -> InitLine:
+    """Describe a name in a list; `base` is the path that the app is mounted at."""
+    return InitLine(
+        name=init.name,
+        default=init.default,
+        aliases=dict(init.aliases),
+        versions=[version_line(init, facts) for facts in init.versions],
+        url=f"{base}/v1/inits/{init.name}",
+    )
+
+
+def pictures(entry: Entry, base: str) -> list[Picture]:
+    """List the pictures of a version under its pinned address."""
+    where = f"{base}/v1/inits/{entry.facts.name}/versions/{entry.facts.version}/pictures"
+    return [Picture(id=name, url=f"{where}/{name}") for name in entry.pictures]
+
+
+def init_detail(init: Init | None, entry: Entry, base: str) -> InitDetail:
+    """Describe a version in full."""
+    facts = entry.facts
+    pinned = f"{base}/v1/inits/{facts.name}/versions/{facts.version}"
+    return InitDetail(
+        name=facts.name,
+        reference=facts.reference,
+        version=facts.version,
+        aliases=init.aliases_of(facts.version) if init else [],
+        sha256=facts.sha256,
+        size=facts.size,
+        kind=facts.kind,
+        method=facts.method,
+        network=facts.network,
+        headline=facts.headline,
+        run_id=facts.run_id,
+        tags=dict(facts.tags),
+        card=dict(entry.card),
+        evidence=dict(entry.evidence) if entry.evidence is not None else None,
+        recipe=entry.recipe,
+        pictures=pictures(entry, base),
+        weights=f"{pinned}/weights",
+        blob=f"{base}/v1/blobs/{facts.sha256}",
+    )

@@ -1,0 +1,173 @@
+"""The local, verified copy of registered versions: blobs by SHA-256, side files by version.
+
+* ``blobs/<sha256>.safetensors``: the checkpoint file, served as it is
+* ``versions/<name>/<version>/``: evidence.json, recipe.yaml, pictures/, and card.json
+* ``quarantine/``: what failed verification, kept for inspection
+* ``incoming/``: downloads under way
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metainit import checkpoint
+from metainit.errors import CheckpointError, DigestError
+from metainit.references import NAME
+from metainit.transfer import file_sha256
+from serving.catalog import Facts
+
+LOGGER = logging.getLogger("metainit.serving")
+CHECKPOINT_FILE = "checkpoint.safetensors"
+PICTURE_TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A version at hand: its facts and its verified files."""
+
+    facts: Facts
+    blob: Path
+    card: Mapping[str, Any]
+    evidence: Mapping[str, Any] | None
+    recipe: str | None
+    pictures: Mapping[str, Path]
+
+
+class Cache:
+    """The folder of verified versions; processes may share it, since every step is one rename."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use a folder, which is made when the first version comes."""
+        self.folder = folder
+
+    def blob(self, sha256: str) -> Path | None:
+        """Return the file of a blob, or None where it is not at hand."""
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            return None
+        path = self._blob_path(sha256)
+        return path if path.is_file() else None
+
+    def open(self, facts: Facts) -> Entry | None:
+        """Return a version that was added before, or None."""
+        blob, folder = self.blob(facts.sha256), self._version_folder(facts)
+        card = _read_json(folder / "card.json")
+        if blob is None or card is None or card.get("sha256") != facts.sha256:
+            return None
+        return Entry(
+            facts=facts,
+            blob=blob,
+            card=card["card"],
+            evidence=_read_json(folder / "evidence.json"),
+            recipe=_read_text(folder / "recipe.yaml"),
+            pictures=_pictures(folder / "pictures"),
+        )
+
+    def add(self, facts: Facts, download: Callable[[Path], Path]) -> Entry:
+        """Bring a version in with `download`, verify it, and return it.
+
+        Raises:
+            CheckpointError: it is damaged (it was put into quarantine), or the disk is full.
+        """
+        folder = self._version_folder(facts)
+        incoming = self.folder / "incoming"
+        try:
+            incoming.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=incoming, prefix=facts.name) as temporary:
+                artifact = Path(temporary) / "artifact"
+                try:
+                    artifact = download(artifact)
+                    card = self._verify(facts, artifact / CHECKPOINT_FILE)
+                except CheckpointError as error:
+                    self._quarantine(facts, artifact, error)
+                    raise
+                self._keep(facts, artifact, folder, card)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot bring {facts.reference} into {self.folder}: {error.strerror or error}; "
+                "free some space or choose another cache folder"
+            ) from error
+        entry = self.open(facts)
+        if entry is None:
+            raise CheckpointError(f"{facts.reference} vanished from {self.folder}; ask again")
+        return entry
+
+    def _verify(self, facts: Facts, path: Path) -> dict[str, Any]:
+        """Check checksum and checkpoint, and return the card."""
+        came = file_sha256(path)
+        if came != facts.sha256:
+            raise DigestError(
+                f"{facts.reference} in the registry has SHA-256 {came[:16]}…, expected "
+                f"{facts.sha256[:16]}…: its artifact was changed; register it again"
+            )
+        return checkpoint.load(path).card.model_dump(mode="json")
+
+    def _quarantine(self, facts: Facts, artifact: Path, error: CheckpointError) -> None:
+        """Keep the damaged file for inspection."""
+        where = self.folder / "quarantine" / f"{facts.name}-{facts.version}.safetensors"
+        for path in sorted(artifact.glob(f"{CHECKPOINT_FILE}*")):
+            where.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, where)
+            LOGGER.error("quarantined %s as %s: %s", facts.reference, where, error)
+
+    def _keep(self, facts: Facts, artifact: Path, folder: Path, card: dict[str, Any]) -> None:
+        blob = self._blob_path(facts.sha256)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        (artifact / CHECKPOINT_FILE).chmod(0o444)
+        with open(artifact / CHECKPOINT_FILE, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(artifact / CHECKPOINT_FILE, blob)
+        note = json.dumps({"sha256": facts.sha256, "card": card})
+        (artifact / "card.json").write_text(note)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.replace(artifact, folder)
+        except OSError:  # an older or half-deleted copy stands there
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(artifact, folder)
+
+    def _blob_path(self, sha256: str) -> Path:
+        return self.folder / "blobs" / f"{sha256}.safetensors"
+
+    def _version_folder(self, facts: Facts) -> Path:
+        if not re.fullmatch(NAME, facts.name):
+            raise CheckpointError(f"{facts.name!r} is not a name that can be served")
+        return self.folder / "versions" / facts.name / str(int(facts.version))
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object; what is no number in JSON (NaN, infinity) becomes null."""
+    text = _read_text(path)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        LOGGER.error("cannot read %s: %s", path, error)
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        return {}
+    return {
+        path.name: path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.suffix.lower() in PICTURE_TYPES
+    }

@@ -1,0 +1,154 @@
+"""The tour: train a prior, register it, serve it, fetch it over HTTP, and use it on pictures it never saw."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metainit.errors import MetainitError
+
+if TYPE_CHECKING:
+    from metainit.evidence.measuring import Headline
+    from pipelines.finish import Finished
+    from pipelines.preparation import Prepared
+    from pipelines.recipe import Recipe
+    from pipelines.train import Progress
+
+NEEDED_DECIBELS = 6.0
+CROPS = 8
+AGREEMENT = 0.01
+"""How far (dB) the fetched weights may be from the measured ones: they are the same bytes."""
+QUICK = (
+    "outer.steps=300",
+    "evidence.tasks=16",
+    "evidence.steps=[0, 1, 2]",
+    "evidence.seeds=[0]",
+    "validate_every=1000",
+)
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Tour:
+    """What the tour has made and measured."""
+
+    finished: Finished
+    picture: Path
+    fetched_psnr: float
+    seconds: dict[str, float]
+
+    @property
+    def headline(self) -> Headline:
+        """The prior against its best control."""
+        headline = self.finished.evidence.headline
+        assert headline is not None
+        return headline
+
+    @property
+    def convincing(self) -> bool:
+        """Whether the prior is far enough ahead, with the interval off zero."""
+        return self.headline.gain >= NEEDED_DECIBELS and self.headline.low > 0
+
+
+def tour(recipe: Recipe, out: Path, note: Note, progress: Progress) -> Tour:
+    """Walk the whole way once.
+
+    Raises:
+        MetainitError: a part of the way failed; the text says which.
+    """
+    from pipelines.finish import CURVES_PICTURE, PICTURES, STRIP_PICTURE, after_training
+    from pipelines.local_ray import ray_cluster
+    from pipelines.ray_train import run_on_ray
+    from pipelines.tracking import MlflowSink
+    from serving.deployments import prepare, start
+
+    laps = Laps()
+    run = out / "run"
+    if run.exists():
+        shutil.rmtree(run)
+    note("starting Ray and MLflow")
+    fast = prepare()  # before Ray, whose processes inherit the settings
+    with ray_cluster():
+        outcome = run_on_ray(recipe, run, progress=progress)
+        assert isinstance(outcome.sink, MlflowSink)
+        laps.lap("train")
+        with outcome.sink as sink:
+            finished = after_training(outcome.prepared, outcome.checkpoint, sink, note=note)
+        laps.lap("evidence and registry")
+        note("starting the endpoint")
+        with start("127.0.0.1", free_port(), sink.connection.uri, prepared=fast) as endpoint:
+            laps.lap("endpoint")
+            note(f"fetching the weights from {endpoint.url}")
+            reached = adapt_fetched(endpoint.url, finished.version.reference, outcome.prepared)
+        laps.lap("fetch and adapt")
+    strip = out / STRIP_PICTURE
+    for name in (STRIP_PICTURE, CURVES_PICTURE):
+        shutil.copyfile(finished.artifacts / PICTURES / name, out / name)
+    return Tour(finished, strip, reached, laps.seconds)
+
+
+def adapt_fetched(url: str, reference: str, prepared: Prepared) -> float:
+    """Fetch a checkpoint, adapt it to held-out tasks with its own routine, and return the mean PSNR (dB)."""
+    import torch
+
+    from metainit.adaptation import Task
+    from metainit.client import Client
+    from metainit.evidence.measuring import held_out
+    from metainit.initialization import from_file
+    from metainit.networks import build
+
+    with Client(url) as client:
+        start = from_file(client.fetch(reference))
+    assert start.card.network is not None
+    total = 0.0
+    tasks = held_out(prepared.domain, "test", min(CROPS, prepared.recipe.evidence.tasks))
+    for task in tasks:
+        network = start.init_(build(start.card.network))
+        start.adapt(network, Task(prepared.domain, task))
+        with torch.no_grad():
+            rendered = prepared.domain.render(network, task.shared)
+        total += prepared.domain.metrics(rendered, {k: v[0] for k, v in task.query.items()})["psnr"]
+    return total / len(tasks)
+
+
+def check_fetched(result: Tour) -> None:
+    """Make sure that the fetched weights do what the measured ones did.
+
+    Raises:
+        MetainitError: they do not.
+    """
+    record = result.finished.evidence.record
+    at = record.steps.index(result.headline.steps)
+    candidate = next(c for c in record.curves if c.role == "candidate")
+    values = [task[at] for task in candidate.values[0][:CROPS]]
+    expected = sum(values) / len(values)
+    if abs(expected - result.fetched_psnr) > AGREEMENT:
+        raise MetainitError(
+            f"the weights that came over HTTP reach {result.fetched_psnr:.3f} dB on {len(values)} crops, the "
+            f"measured ones {expected:.3f} dB: expected the same"
+        )
+
+
+class Laps:
+    """Seconds of each part of the way."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """Write down the seconds since the last lap."""
+        now = time.monotonic()
+        self.seconds[name], self._last = round(now - self._last, 1), now
+
+
+def free_port() -> int:
+    """Return a port of the loopback address that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

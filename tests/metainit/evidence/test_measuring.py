@@ -1,0 +1,367 @@
+"""`measure`: what it reports follows from the values it measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skimage.io
+import torch
+
+import metainit
+from metainit import checkpoint
+from metainit.card import AdaptationRoutine, Spec
+from metainit.domains.image import ImageDomain
+from metainit.errors import DataError, MismatchError, SourceError
+from metainit.evidence.curves import Bench, Start, weights_of
+from metainit.evidence.measuring import (
+    Comparison,
+    Curve,
+    Evidence,
+    EvidenceRecord,
+    Headline,
+    held_out,
+    measure,
+)
+from metainit.evidence.statistics import Values, bootstrap, paired_bootstrap
+from metainit.initialization import load
+from metainit.networks import build
+from tests.metainit.evidence.toys import NETWORK, blob_domain, blob_prior, write_prior
+
+STEPS = [0, 1, 2, 4]
+CONTROLS = ("kaiming", "siren", "shuffled")
+FEW = ("kaiming",)
+
+
+@pytest.fixture(scope="module")
+def domain() -> ImageDomain:
+    return blob_domain()
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return blob_prior(tmp_path_factory.mktemp("prior"))
+
+
+@pytest.fixture(scope="module")
+def evidence(prior: Path, domain: ImageDomain) -> Evidence:
+    return measure(prior, domain, STEPS, controls=CONTROLS, seeds=2, tuning_tasks=3)
+
+
+def values_of(curve: Curve) -> Values:
+    return np.asarray(curve.values)
+
+
+def the_candidate(record: EvidenceRecord) -> Curve:
+    (found,) = (c for c in record.curves if c.role == "candidate")
+    return found
+
+
+def headline_of(evidence: Evidence) -> Headline:
+    assert evidence.headline is not None
+    return evidence.headline
+
+
+def untuned(prior: Path, domain: ImageDomain, steps: list[int]) -> Values:
+    """The prior's values by the shortest way."""
+    start = load(prior)
+    stored = checkpoint.load(prior)
+    network = start.init_(build(NETWORK))
+    assert stored.card.routine is not None
+    mine = Start("prior", weights_of(network), stored.card.routine, stored.step_sizes)
+    found = Bench(network, domain).curve(mine, stored.card.routine, held_out(domain, "test", 64), steps)
+    return found["psnr"]
+
+
+def test_the_candidate_is_the_prior_with_the_routine_of_its_card(
+    evidence: Evidence, prior: Path, domain: ImageDomain
+) -> None:
+    curve = the_candidate(evidence.record)
+    assert curve.source == load(prior).card.name == "blobs-0"
+    assert curve.routine["steps"] == 2 and curve.routine["per_parameter"]
+    np.testing.assert_allclose(values_of(curve)[0], untuned(prior, domain, STEPS), atol=6e-5)
+
+
+def test_every_curve_sums_its_own_values_up(evidence: Evidence) -> None:
+    record = evidence.record
+    assert [c.source for c in record.curves] == ["blobs-0", "kaiming", "siren", "shuffled"]
+    for curve in record.curves:
+        values = values_of(curve)
+        assert values.shape == (1 if curve.role == "candidate" else 2, len(record.task_ids), len(STEPS))
+        for index in range(len(STEPS)):
+            expected = bootstrap(values[:, :, index])
+            found = (curve.mean[index], curve.low[index], curve.high[index])
+            assert found == pytest.approx(tuple(expected), abs=2e-3)
+        assert len(curve.ssim) == len(STEPS) and 0 < curve.ssim[-1] <= 1
+        if curve.role == "control":
+            assert list(curve.routine) == ["1", "2", "4"]
+            assert curve.routine["4"]["steps"] == 4
+
+
+def test_the_headline_is_the_candidate_after_its_own_steps_against_the_best_control(
+    evidence: Evidence,
+) -> None:
+    record, headline = evidence.record, headline_of(evidence)
+    at = STEPS.index(2)
+    mine = values_of(the_candidate(record))[:, :, at]
+    controls = {c.source: values_of(c)[:, :, at] for c in record.curves if c.role == "control"}
+    best = max(controls, key=lambda name: float(controls[name].mean()))
+    assert (headline.steps, headline.control, headline.metric) == (2, best, "psnr")
+    assert headline.value == pytest.approx(float(mine.mean()), abs=1e-4)
+    assert headline.control_value == pytest.approx(float(controls[best].mean()), abs=1e-4)
+    expected = paired_bootstrap(mine, controls[best])
+    assert (headline.gain, headline.low, headline.high) == pytest.approx(tuple(expected), abs=2e-3)
+    assert (headline.tasks, headline.seeds) == (6, 1)
+    assert headline.low > 0  # the blobs are easy for a prior that knows them
+
+
+def test_comparisons_and_when_a_control_draws_level(evidence: Evidence) -> None:
+    record = evidence.record
+    mine = values_of(the_candidate(record))
+    controls = {c.source: values_of(c) for c in record.curves if c.role == "control"}
+    assert [(c.control, c.steps) for c in record.comparisons] == [(n, s) for n in controls for s in STEPS]
+    levels: set[int | None] = set()
+    for comparison in record.comparisons:
+        at = STEPS.index(comparison.steps)
+        other = controls[comparison.control]
+        gain = mine[:, :, at].mean() - other[:, :, at].mean()
+        assert comparison.gain == pytest.approx(float(gain), abs=1e-3)
+        assert comparison.low <= comparison.gain <= comparison.high
+        reached = [s for i, s in enumerate(STEPS) if other[:, :, i].mean() >= mine[:, :, at].mean()]
+        assert comparison.draws_level_at == (reached[0] if reached else None)
+        levels.add(comparison.draws_level_at)
+    assert None in levels
+
+
+def test_json_round_trip(evidence: Evidence, tmp_path: Path) -> None:
+    evidence.to_json(tmp_path / "a.json")
+    again = Evidence.from_json(tmp_path / "a.json")
+    assert again.record == evidence.record and again.table() == evidence.table()
+    again.to_json(tmp_path / "b.json")
+    text = (tmp_path / "a.json").read_bytes()
+    assert text == (tmp_path / "b.json").read_bytes()
+    value = json.loads(text)
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    assert text.decode() == canonical + "\n"
+    assert value["schema_version"] == 1
+    assert value["data_fingerprint"] == blob_domain().fingerprint()
+    assert value["network"] == NETWORK.model_dump()
+
+
+def test_the_same_measurement_gives_the_same_bytes(prior: Path, domain: ImageDomain, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        found = measure(prior, blob_domain(), [0, 2], controls=FEW, seeds=2, tuning_tasks=2)
+        found.to_json(tmp_path / f"{name}.json")
+        found.plot(tmp_path / f"{name}.png")
+    for suffix in ("json", "png"):
+        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+
+
+def test_a_group_of_checkpoints_is_one_method_with_seeds(
+    prior: Path, domain: ImageDomain, tmp_path: Path
+) -> None:
+    other = blob_prior(tmp_path, seed=1, steps=20)
+    found = measure([[prior, other]], domain, [0, 2], controls=FEW, seeds=3, tuning_tasks=2)
+    curve = the_candidate(found.record)
+    assert curve.source == "blobs-0" and headline_of(found).seeds == 2
+    values = values_of(curve)
+    assert values.shape == (2, 6, 2)
+    for row, path in enumerate((prior, other)):
+        np.testing.assert_allclose(values[row], untuned(path, domain, [0, 2]), atol=6e-5)
+    assert len(values_of(found.record.curves[1])) == 3
+
+
+def test_sources_beside_the_candidate_are_controls(prior: Path, domain: ImageDomain) -> None:
+    found = measure([prior, "kaiming"], domain, [0, 2], controls=(*FEW, "siren"), seeds=1, tuning_tasks=2)
+    assert [(c.source, c.role) for c in found.record.curves] == [
+        ("blobs-0", "candidate"), ("kaiming", "control"), ("siren", "control"),
+    ]  # fmt: skip
+
+
+def test_without_a_learned_start_there_is_no_headline(domain: ImageDomain, tmp_path: Path) -> None:
+    found = measure(["siren"], domain, [0, 1], network=NETWORK, controls=FEW, seeds=2, tuning_tasks=2)
+    assert found.headline is None and found.record.comparisons == []
+    assert [len(c.values) for c in found.record.curves] == [2, 2]
+    assert "after" not in found.table().splitlines()[-1]
+    found.plot(tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+    task = held_out(domain, "test", 1)
+    with pytest.raises(SourceError, match="reconstructions need the starts"):
+        found.plot_reconstructions(tmp_path / "strip.png", domain, task)
+
+
+def test_a_fit_without_a_routine_is_tuned_like_a_control(domain: ImageDomain, tmp_path: Path) -> None:
+    weights = weights_of(build(NETWORK, seed=1))
+    path = write_prior(tmp_path / "fit.safetensors", weights, None, kind="weights")
+    found = measure(path, domain, [0, 1], controls=(), seeds=2, tuning_tasks=2)
+    (curve,) = found.record.curves
+    assert (curve.source, curve.role, list(curve.routine)) == ("fit", "control", ["1"])
+
+
+def test_controls_that_do_not_cover_the_network_lack_a_row(domain: ImageDomain) -> None:
+    network = Spec(name="fourier_mlp", arguments={"width": 8, "depth": 3, "frequencies": 4})
+    names = ("siren", "orthogonal", "siren_scaled")
+    found = measure("kaiming", domain, [0, 1], network=network, controls=names, seeds=2, tuning_tasks=2)
+    assert [c.source for c in found.record.curves] == ["kaiming", "orthogonal"]
+    assert set(found.record.left_out) == {"siren", "siren_scaled"}
+
+
+def test_a_control_that_the_network_cannot_render_is_left_out_with_its_reason(
+    domain: ImageDomain, tmp_path: Path
+) -> None:
+    """Large weights make noise of the coordinates, to which no fit comes near."""
+    network = NETWORK.model_copy(update={"arguments": {**NETWORK.arguments, "width": 3}})
+    weights = {k: 40 * v for k, v in weights_of(build(network, seed=3)).items()}
+    routine = AdaptationRoutine(steps=1, step_size=0.001)
+    wild = write_prior(tmp_path / "wild.safetensors", weights, routine, network)
+    controls = ("matched", "kaiming")
+    found = measure(wild, domain, [0, 1], controls=controls, seeds=1, tuning_tasks=2)
+    assert [c.source for c in found.record.curves] == ["wild", "kaiming"]
+    assert list(found.record.left_out) == ["matched"]
+    assert "left out: control 'matched': the network renders its target to" in found.table()
+
+
+def test_matched_and_mean_are_measured_where_they_can_be_made(prior: Path, domain: ImageDomain) -> None:
+    names = ("mean_signal", "shuffled")
+    found = measure(prior, domain, [0, 1], controls=names, seeds=2, tuning_tasks=2)
+    assert [c.source for c in found.record.curves] == ["blobs-0", *names] and found.record.left_out == {}
+    before = {c.source: c.mean[0] for c in found.record.curves}
+    assert before["mean_signal"] > before["shuffled"]
+
+
+def test_the_priors_own_number_of_steps_is_always_reported(prior: Path, domain: ImageDomain) -> None:
+    found = measure(prior, domain, [0], controls=FEW, seeds=1, tuning_tasks=2)
+    assert found.record.steps == [0, 2] and headline_of(found).steps == 2
+
+
+def test_the_untouched_starts_alone(domain: ImageDomain) -> None:
+    found = measure("siren", domain, [0], network=NETWORK, controls=FEW, seeds=1, tuning_tasks=2)
+    assert [(c.source, len(c.mean), c.routine) for c in found.record.curves] == [
+        ("siren", 1, {}), ("kaiming", 1, {}),
+    ]  # fmt: skip
+
+
+def test_seeds_are_how_many_or_which(domain: ImageDomain) -> None:
+    options: dict[str, Any] = {"network": NETWORK, "controls": (), "tuning_tasks": 2}
+    found = measure("siren", domain, [0], seeds=(4, 1), **options)
+    assert found.record.seeds == [4, 1]
+    one = measure("siren", domain, [0], seeds=2, **options)
+    assert one.record.seeds == [0, 1]
+    assert found.record.curves[0].values[1] == one.record.curves[0].values[1]
+    assert found.record.curves[0].values[0] != one.record.curves[0].values[0]
+
+
+def test_a_prior_is_measured_in_its_own_network_only(prior: Path, domain: ImageDomain) -> None:
+    other = NETWORK.model_copy(update={"arguments": {**NETWORK.arguments, "omega": 20}})
+    with pytest.raises(MismatchError, match="omega"):
+        measure(prior, domain, [0, 1], network=other, controls=FEW, seeds=1)
+
+
+def test_evidence_beside_other_weights_is_not_taken_for_theirs(
+    evidence: Evidence, prior: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    evidence.to_json(tmp_path / "one" / "evidence.json")
+    shutil.copyfile(prior, tmp_path / "one" / "prior.safetensors")
+    assert load(tmp_path / "one" / "prior.safetensors").evidence == evidence.record.model_dump(mode="json")
+    weights = weights_of(build(NETWORK, seed=1))
+    other = write_prior(tmp_path / "one" / "other.safetensors", weights, None)
+    assert load(other).evidence is None
+
+
+def test_steps_are_sorted_and_tasks_are_as_many_as_asked_for(prior: Path, domain: ImageDomain) -> None:
+    found = measure(prior, domain, (2, 0, 2), tasks=3, controls=FEW, seeds=1, tuning_tasks=2)
+    assert found.record.steps == [0, 2]
+    assert found.record.task_ids == list(domain.tasks(0, 0, 3, "test").ids)
+
+
+def test_reconstructions_are_what_was_measured(
+    evidence: Evidence, domain: ImageDomain, tmp_path: Path
+) -> None:
+    task = held_out(domain, "test", 6)[4:5]
+    measured = evidence.starts["blobs-0"]
+    images, texts = measured.renderings(build(NETWORK), domain, task, STEPS)
+    truth = domain.target({k: v[0] for k, v in task.query.items()})
+    for index, (image, text) in enumerate(zip(images, texts, strict=True)):
+        value = values_of(the_candidate(evidence.record))[0, 4, index]
+        mse = float((image - truth).square().mean())
+        assert -10 * np.log10(mse) == pytest.approx(value, abs=0.01)
+        assert text == f"{value:.1f} dB"
+    control = evidence.starts["siren"]
+    _, texts = control.renderings(build(NETWORK), domain, task, STEPS)
+    (curve,) = (c for c in evidence.record.curves if c.source == "siren")
+    assert texts == [f"{v:.1f} dB" for v in values_of(curve)[0, 4]]
+    evidence.plot_reconstructions(tmp_path / "strip.png", domain, task)
+    pixels = skimage.io.imread(tmp_path / "strip.png")
+    assert pixels.shape[0] > 200 and pixels.std() > 10
+    read = Evidence(evidence.record)
+    with pytest.raises(SourceError, match="reconstructions need the starts"):
+        read.plot_reconstructions(tmp_path / "other.png", domain, task)
+
+
+def test_progress_names_what_is_measured(prior: Path, domain: ImageDomain) -> None:
+    heard: list[str] = []
+    measure(prior, domain, [0, 1], controls=FEW, seeds=1, tuning_tasks=2, progress=heard.append)
+    assert heard == ["measuring blobs-0", "measuring kaiming"]
+
+
+def test_a_network_has_to_be_named(domain: ImageDomain, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"network=Spec\(name=\.\.\., arguments"):
+        measure("siren", domain)
+    path = write_prior(
+        tmp_path / "p.safetensors",
+        weights_of(build(NETWORK)),
+        AdaptationRoutine(steps=1, step_size=0.1),
+        network=None,
+    )
+    with pytest.raises(SourceError, match="no source has a card that names a network"):
+        measure(path, domain)
+    measure(path, domain, [0, 1], network=NETWORK, controls=FEW, seeds=1, tuning_tasks=2)
+
+
+class NoTests(ImageDomain):
+    """Images of which none is held out for reporting."""
+
+    def size(self, split: str) -> int | None:
+        return 0 if split == "test" else 3
+
+
+def test_an_empty_split_is_named(prior: Path, domain: ImageDomain) -> None:
+    empty = NoTests(domain.config, [])
+    with pytest.raises(DataError, match="the domain has no test tasks: give more data"):
+        measure(prior, empty)
+
+
+def test_an_unknown_source_is_named(domain: ImageDomain) -> None:
+    with pytest.raises(SourceError, match="did you mean 'kaiming'"):
+        metainit.measure(["kaimin"], domain, network=NETWORK)
+
+
+def test_a_group_that_mixes_kinds_is_refused(prior: Path, domain: ImageDomain) -> None:
+    for group in ([str(prior), "siren"], ["siren", str(prior)]):
+        with pytest.raises(SourceError, match="a group holds checkpoints of one method"):
+            measure([group], domain, [0, 1], network=NETWORK, controls=FEW, seeds=1)
+
+
+@pytest.mark.parametrize("steps", [(), (-1, 2)])
+def test_steps_that_are_none_are_refused(steps: tuple[int, ...], prior: Path, domain: ImageDomain) -> None:
+    with pytest.raises(DataError, match="steps"):
+        measure(prior, domain, steps)
+
+
+def test_measuring_leaves_the_global_random_state_alone(prior: Path, domain: ImageDomain) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    measure(prior, domain, [0, 1], controls=FEW, seeds=1, tuning_tasks=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_comparison_is_a_closed_record() -> None:
+    with pytest.raises(ValueError, match="extra"):
+        Comparison.model_validate(
+            {"control": "a", "steps": 1, "gain": 1, "low": 0, "high": 2, "draws_level_at": None, "extra": 1}
+        )

@@ -1,0 +1,106 @@
+"""Tables and pictures of evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import skimage.io
+import torch
+
+from metainit.evidence.measuring import Curve, Evidence, EvidenceRecord, Headline
+from metainit.evidence.report import plot_reconstructions
+
+NAMES = ("faces", "siren", "kaiming", "siren_scaled")
+
+
+def curve(name: str, level: float, candidate: bool = False) -> Curve:
+    values = [[[level, level + 2.0, level + 5.0] for _ in range(4)] for _ in range(3)]
+    return Curve(
+        source=name,
+        role="candidate" if candidate else "control",
+        routine={"steps": 2} if candidate else {},
+        values=values,
+        mean=values[0][0],
+        low=[v - 0.5 for v in values[0][0]],
+        high=[v + 0.5 for v in values[0][0]],
+        ssim=[],
+    )
+
+
+@pytest.fixture
+def evidence() -> Evidence:
+    headline = Headline(
+        metric="psnr", steps=2, value=25.0, control="siren_scaled", control_value=17.0, gain=8.0, low=7.5,
+        high=8.5, tasks=4, seeds=3,
+    )  # fmt: skip
+    levels = zip(NAMES, (20.0, 10.0, 11.0, 12.0), strict=True)
+    return Evidence(
+        EvidenceRecord(
+            domain=None,
+            data_fingerprint="x",
+            network=None,
+            steps=[0, 1, 2],
+            task_ids=["a", "b", "c", "d"],
+            seeds=[0, 1, 2],
+            curves=[curve(name, level, name == "faces") for name, level in levels],
+            comparisons=[],
+            headline=headline,
+        )
+    )
+
+
+def test_the_table_has_every_start_once_the_candidate_first_then_the_best(evidence: Evidence) -> None:
+    lines = evidence.table().splitlines()
+    rows = [line.split()[0] for line in lines if line.split()[0] in NAMES]
+    assert rows == ["faces", "siren_scaled", "kaiming", "siren"]
+    assert "20.00 [19.5, 20.5]" in lines[2] and "25.00 [24.5, 25.5]" in lines[2]
+    assert "over 4 held-out tasks and seeds (3 for candidates, 3 for controls)" in lines[-2]
+    assert lines[-1].endswith("17.00 dB of the best control (siren_scaled): +8.00 dB [+7.50, +8.50]")
+    assert max(map(len, lines[:6])) == len(lines[0]) == len(lines[1])
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_a_plot_has_the_same_bytes_each_time(evidence: Evidence, suffix: str, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        evidence.plot(tmp_path / folder / f"curves.{suffix}")
+    one, two = ((tmp_path / f / f"curves.{suffix}").read_bytes() for f in ("one", "two"))
+    assert one == two
+    assert {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix] == one[:5].rstrip(b"\r-")[:5]
+
+
+def test_a_plot_shows_the_curves(evidence: Evidence, tmp_path: Path) -> None:
+    evidence.plot(tmp_path / "curves.svg")
+    evidence.plot(tmp_path / "curves.png")
+    text = (tmp_path / "curves.svg").read_text()
+    for name in NAMES:
+        assert text.count(f"<!-- {name} -->") == 1  # each start once, in the legend
+    pixels = skimage.io.imread(tmp_path / "curves.png")
+    ours = (abs(pixels[..., :3].astype(int) - (0xC2, 0x41, 0x0C)) < 3).all(-1)
+    assert ours.sum() > 500  # the candidate's line
+    other = Evidence(evidence.record.model_copy(update={"curves": evidence.record.curves[:2]}))
+    other.plot(tmp_path / "other.png")
+    assert (tmp_path / "other.png").read_bytes() != (tmp_path / "curves.png").read_bytes()
+
+
+def test_reconstructions_show_their_images(tmp_path: Path) -> None:
+    shades = [0.0, 0.25, 0.5, 0.75, 1.0]
+    target, *images = (torch.full((4, 6, 1), shade) for shade in shades)
+    rows = {"prior": images[:2], "siren": images[2:]}
+    captions = {"prior": ["1.0 dB", "2.0 dB"], "siren": ["3.0 dB", "4.0 dB"]}
+    for name in ("a.png", "b.png"):
+        plot_reconstructions(rows, captions, target, [0, 1], tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    pixels = skimage.io.imread(tmp_path / "a.png")[..., :3]
+    assert pixels.shape[1] > pixels.shape[0]
+    for shade in shades:
+        level = round(255 * shade)
+        assert (abs(pixels.astype(int) - level) <= 1).all(-1).sum() > 2000  # a whole square of that grey
+
+
+def test_reconstructions_in_colour(tmp_path: Path) -> None:
+    red = torch.zeros(4, 4, 3)
+    red[..., 0] = 1
+    plot_reconstructions({"prior": [red]}, {"prior": [""]}, red, [2], tmp_path / "red.png")
+    pixels = skimage.io.imread(tmp_path / "red.png")[..., :3]
+    assert (pixels == (255, 0, 0)).all(-1).sum() > 2000

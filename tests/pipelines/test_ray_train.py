@@ -1,0 +1,173 @@
+"""Ray Train for real: a run that is logged, and one whose worker is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from metainit import errors
+from metainit.errors import DivergenceError, MetainitError, RecipeError
+from pipelines.folder import SCRATCH, RunFolder
+from pipelines.journal import Journal, Reader
+from pipelines.local_ray import environment, ray_cluster
+from pipelines.preparation import prepare
+from pipelines.ray_train import JOURNAL, _answer, recorded_run, run_on_ray
+from pipelines.recipe import load_recipe
+from pipelines.tracking import ListSink, MlflowSink
+from pipelines.train import train
+
+CT = "ct-phantoms-debug"
+# Ray Data, which Ray Train imports, warns about its own settings.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray.*")
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Return the processes below `pid` and their command lines."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(fields[1])
+    found: dict[int, str] = {}
+    for child in parents:
+        above = child
+        while above in parents and above != pid:
+            above = parents[above]
+        if above == pid and child != pid:
+            try:
+                found[child] = (Path("/proc") / str(child) / "cmdline").read_text()
+            except OSError:
+                continue
+    return found
+
+
+def test_a_journal_survives_a_killed_writer(tmp_path: Path) -> None:
+    path = tmp_path / JOURNAL
+    reader, sink = Reader(path), ListSink()
+    assert list(reader.news()) == []
+    first = Journal(path)
+    first.log_metrics({"loss": 3.0}, step=1)
+    first.log_metrics({"loss": 2.0}, step=2)
+    first.close()
+    with path.open("a") as stream:
+        stream.write('{"step": 3, "metr')
+    for line in reader.news():
+        reader.forward(line, sink)
+    second = Journal(path)  # goes on from the state of step 1
+    second.log_metrics({"loss": 2.0}, step=2)
+    second.log_metrics({"loss": 1.0}, step=3)
+    second.progress(3, 4, 1.0, 0.5)
+    second.close()
+    news = list(reader.news())
+    assert [line["progress"] for line in news if "progress" in line] == [[3, 4, 1.0, 0.5]]
+    for line in news:
+        if "metrics" in line:
+            reader.forward(line, sink)
+    assert sink.metrics == [(1, {"loss": 3.0}), (2, {"loss": 2.0}), (3, {"loss": 1.0})]
+
+
+def test_errors_of_a_worker_come_back_as_they_were(tmp_path: Path) -> None:
+    recipe = load_recipe(CT)
+    run = RunFolder(tmp_path, recipe, prepare(recipe).source)
+    with pytest.raises(DivergenceError, match="outer step 3"):
+        _answer({"error": "DivergenceError", "text": "outer step 3: too far"}, run)
+    with pytest.raises(MetainitError, match="share"):
+        _answer({"metrics": {}}, run)
+    with pytest.raises(MetainitError, match="returned None"):
+        _answer(None, run)
+    assert issubclass(errors.DivergenceError, MetainitError)
+
+
+def test_what_is_wrong_is_said_before_ray_starts(tmp_path: Path) -> None:
+    train(load_recipe(CT), tmp_path, sink=ListSink())
+    with pytest.raises(RecipeError, match="another recipe"):
+        run_on_ray(load_recipe(CT, ["seed=1"]), tmp_path, open_sink=ListSink)
+    outcome = run_on_ray(load_recipe(CT), tmp_path, open_sink=ListSink)
+    assert not outcome.trained and outcome.checkpoint.is_file()
+
+
+def test_an_address_where_nothing_answers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(MetainitError, match=r"RAY_ADDRESS=127\.0\.0\.1:1"), ray_cluster():
+        pass
+
+
+def test_settings_of_the_user_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "1")
+    with environment({"RAY_CHDIR_TO_TRIAL_DIR": "0", "METAINIT_TEST": "1"}):
+        assert os.environ["RAY_CHDIR_TO_TRIAL_DIR"] == "1" and os.environ["METAINIT_TEST"] == "1"
+    assert os.environ["RAY_CHDIR_TO_TRIAL_DIR"] == "1" and "METAINIT_TEST" not in os.environ
+
+
+@pytest.mark.ray
+def test_a_run_on_ray_is_the_plain_run(tmp_path: Path, home: Path) -> None:
+    recipe = load_recipe(CT)
+    seen: list[int] = []
+    outcome = run_on_ray(recipe, tmp_path / "ray", progress=lambda step, *_: seen.append(step))
+    assert isinstance(outcome.sink, MlflowSink)
+    outcome.sink.close()
+    assert outcome.trained and seen == list(range(1, 13))
+    assert recorded_run(tmp_path / "ray") == outcome.sink.run_id
+    history = outcome.sink.connection.client.get_metric_history(outcome.sink.run_id, "loss")
+    assert [metric.step for metric in history] == list(range(1, 13))
+    run = outcome.sink.connection.client.get_run(outcome.sink.run_id)
+    assert run.data.params["outer.steps"] == "12" and run.info.status == "FINISHED"
+    assert not (tmp_path / "ray" / SCRATCH).exists()
+    plain = train(recipe, tmp_path / "plain", sink=ListSink())
+    assert outcome.checkpoint.read_bytes() == plain.checkpoint.read_bytes()
+    assert outcome.metrics == plain.metrics
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_resumes(tmp_path: Path) -> None:
+    recipe = load_recipe(CT, ["workers=2", "outer.steps=300", "checkpoint_every=20", "dtype=float64"])
+    killed: list[int] = []
+
+    def kill() -> None:
+        journal = Reader(tmp_path / "ray" / SCRATCH / JOURNAL)
+        while not any(line.get("progress", [0])[0] > 50 for line in journal.news()):
+            time.sleep(0.05)
+        workers = [pid for pid, line in descendants(os.getpid()).items() if "RayTrainWorker" in line]
+        os.kill(workers[0], signal.SIGKILL)
+        killed.append(workers[0])
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    seen: list[int] = []
+    outcome = run_on_ray(
+        recipe, tmp_path / "ray", progress=lambda step, *_: seen.append(step), open_sink=ListSink
+    )
+    assert killed and isinstance(outcome.sink, ListSink)
+    restarted = [after for before, after in zip(seen, seen[1:], strict=False) if after <= before]
+    assert len(restarted) == 1 and (restarted[0] - 1) % 20 == 0 and restarted[0] > 20
+    assert [step for step, metrics in outcome.sink.metrics if "loss" in metrics] == list(range(1, 301))
+    whole = run_on_ray(recipe, tmp_path / "whole", open_sink=ListSink)
+    assert outcome.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_divergence_on_ray_is_not_tried_again(tmp_path: Path) -> None:
+    settings = [
+        "network={name: siren, width: 12, depth: 3}",
+        "start=siren",
+        "algorithm={rule: meta_sgd, inner_step_size: 1e30}",
+    ]
+    sinks: list[ListSink] = []
+
+    def open_sink() -> ListSink:
+        sinks.append(ListSink())
+        return sinks[0]
+
+    with pytest.raises(DivergenceError, match="outer step 0"):
+        run_on_ray(load_recipe(CT, settings), tmp_path, open_sink=open_sink)
+    assert sinks[0].closed == "failed"

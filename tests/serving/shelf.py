@@ -1,0 +1,105 @@
+"""A registry in memory, and a store over it: what the serving tests stand on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metainit import checkpoint
+from metainit.card import AdaptationRoutine, Card, Method, Spec
+from metainit.errors import RegistryError
+from metainit.transfer import file_sha256
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 16
+
+
+@dataclass(frozen=True)
+class Version:
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    sha256: str
+    size: int
+    kind: str = "prior"
+    method: str = "reptile"
+    network: str | None = "siren"
+    headline: dict[str, Any] | None = None
+    run_id: str | None = "run"
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class Shelf:
+    """Versions in a folder; `gone` makes every call fail as an unreachable registry does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.aliases: dict[str, dict[str, int]] = {}
+        self.files: dict[str, dict[int, Path]] = {}
+        self.digests: dict[Path, str] = {}
+        self.gone = False
+        self.downloads = 0
+
+    def add(self, name: str, seed: int, *aliases: str, elements: int = 64) -> str:
+        """Register a new version and return its SHA-256."""
+        number = len(self.files.setdefault(name, {})) + 1
+        folder = self.folder / name / str(number)
+        generator = torch.Generator().manual_seed(seed)
+        card = Card(
+            kind="prior",
+            name=name,
+            method=Method(name="reptile"),
+            network=Spec(name="siren", arguments={"width": 8}),
+            routine=AdaptationRoutine(steps=2, step_size=0.01),
+        )
+        path = folder / "checkpoint.safetensors"
+        checkpoint.save(path, {"layers.0.weight": torch.randn(elements, generator=generator)}, card)
+        (folder / "evidence.json").write_text(json.dumps({"metric": "psnr", "steps": [0, 2]}))
+        (folder / "recipe.yaml").write_text(f"name: {name}\n")
+        (folder / "pictures").mkdir()
+        (folder / "pictures" / "steps.png").write_bytes(PNG)
+        self.files[name][number] = path
+        self.digests[path] = file_sha256(path)
+        for alias in aliases:
+            self.point(name, alias, number)
+        return self.digests[path]
+
+    def point(self, name: str, alias: str, number: int) -> None:
+        self.aliases.setdefault(name, {})[alias] = number
+
+    def _version(self, name: str, number: int) -> Version:
+        path = self.files[name][number]
+        meant = tuple(a for a, v in self.aliases.get(name, {}).items() if v == number)
+        size = path.stat().st_size
+        return Version(name, number, meant, self.digests[path], size, headline={"psnr": 30.0})
+
+    def _reach(self) -> None:
+        if self.gone:
+            raise RegistryError("the registry does not answer")
+
+    def names(self) -> list[str]:
+        self._reach()
+        return sorted(self.files)
+
+    def versions(self, name: str) -> list[Version]:
+        self._reach()
+        return [self._version(name, number) for number in sorted(self.files[name], reverse=True)]
+
+    def resolve(self, reference: str) -> Version:
+        self._reach()
+        name, number = reference.split("/")
+        return self._version(name, int(number))
+
+    def download(self, version: Version, folder: Path) -> Path:
+        self._reach()
+        self.downloads += 1
+        source = self.files[version.name][version.version].parent
+        for path in source.rglob("*"):
+            if path.is_file():
+                target = folder / path.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+        return folder

@@ -1,0 +1,187 @@
+"""The store follows aliases, survives the registry, and never serves what it has not verified."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from metainit.errors import CheckpointError
+from metainit.references import Reference
+from serving.catalog import Missing
+from serving.store import NotReady, Store
+from tests.serving.shelf import Shelf, Version
+
+
+def version(store: Store, text: str) -> int:
+    return store.get(Reference.parse(text)).facts.version
+
+
+def test_what_an_alias_means_is_brought_before_it_is_asked_for(store: Store, shelf: Shelf) -> None:
+    store.refresh()
+    assert shelf.downloads == 3
+    assert store.at_hand(Reference.parse("faces@challenger")) is not None
+    assert version(store, "faces/1") == 1 and shelf.downloads == 3
+
+
+def test_an_old_version_is_brought_when_it_is_asked_for(store: Store, shelf: Shelf) -> None:
+    shelf.add("ct", 3)
+    store.refresh()
+    assert store.at_hand(Reference.parse("ct/1")) is None
+    assert version(store, "ct/1") == 1
+
+
+def test_an_alias_move_is_followed(store: Store, shelf: Shelf) -> None:
+    store.refresh()
+    shelf.point("faces", "champion", 2)
+    store.refresh()
+    assert version(store, "faces") == version(store, "faces@champion") == 2
+
+
+def test_an_alias_move_is_followed_in_the_background(shelf: Shelf, tmp_path: Path) -> None:
+    store = Store(shelf, tmp_path / "store", poll=0.05)
+    store.start()
+    try:
+        shelf.point("faces", "champion", 2)
+        deadline = time.monotonic() + 10
+        while version(store, "faces") != 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert version(store, "faces") == 2
+    finally:
+        store.stop()
+
+
+def test_the_registry_gone_keeps_serving(store: Store, shelf: Shelf, tmp_path: Path) -> None:
+    shelf.add("ct", 3)
+    store.refresh()
+    shelf.gone = True
+    store.refresh()
+    assert store.status.stale and store.ready
+    assert version(store, "faces") == 1
+    with pytest.raises(NotReady, match="ct/1"):
+        store.get(Reference.parse("ct/1"))
+    restarted = Store(shelf, tmp_path / "store")
+    restarted.refresh()
+    assert restarted.ready and version(restarted, "faces") == 1
+    shelf.gone = False
+    restarted.refresh()
+    assert not restarted.status.stale and version(restarted, "ct/1") == 1
+
+
+def test_a_foreign_error_of_the_registry_is_an_outage(
+    store: Store, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.refresh()
+
+    def names() -> list[str]:
+        raise ConnectionResetError("gone")
+
+    monkeypatch.setattr(shelf, "names", names)
+    store.refresh()
+    assert store.status.stale and "ConnectionResetError" in (store.status.error or "")
+
+
+def test_a_damaged_version_is_quarantined_and_the_alias_stays(
+    store: Store, shelf: Shelf, tmp_path: Path
+) -> None:
+    store.refresh()
+    shelf.add("faces", 5)
+    path = shelf.files["faces"][3]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    shelf.point("faces", "champion", 3)
+    store.refresh()
+    assert version(store, "faces") == 1
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        store.get(Reference.parse("faces/3"))
+    assert (tmp_path / "store/quarantine/faces-3.safetensors").read_bytes() == content
+    assert "faces/3" in store.counts.quarantined
+    before = shelf.downloads
+    store.refresh()
+    assert shelf.downloads == before, "a damaged version is not brought again at once"
+
+
+def test_wrong_content_under_a_right_checksum_is_refused(store: Store, shelf: Shelf) -> None:
+    shelf.add("junk", 6)
+    path = shelf.files["junk"][1]
+    path.write_bytes(b"not a checkpoint")
+    shelf.digests[path] = hashlib.sha256(b"not a checkpoint").hexdigest()
+    store.refresh()
+    with pytest.raises(CheckpointError):
+        store.get(Reference.parse("junk"))
+
+
+def test_a_damaged_version_is_tried_again_later(shelf: Shelf, tmp_path: Path) -> None:
+    store = Store(shelf, tmp_path / "store", retry=0.0)
+    path = shelf.files["ct"][1]
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + b"\0")
+    store.refresh()
+    with pytest.raises(CheckpointError):
+        store.get(Reference.parse("ct"))
+    path.write_bytes(good)
+    store.refresh()
+    assert version(store, "ct") == 1 and not store.counts.quarantined
+
+
+def test_a_full_disk_loses_nothing(store: Store, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.refresh()
+    shelf.point("faces", "champion", 2)
+    shelf.add("ct", 3)
+
+    def download(version: Version, folder: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shelf, "download", download)
+    store.refresh()
+    assert version(store, "faces") == 2, "this one was at hand"
+    assert version(store, "ct") == 1, "the new one could not be stored, so the old one stays"
+    with pytest.raises(CheckpointError, match="free some space"):
+        store.get(Reference.parse("ct/2"))
+
+
+def test_a_new_name_is_found_without_waiting_for_the_next_look(
+    store: Store, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.refresh()
+    shelf.add("new", 7)
+    with pytest.raises(Missing):
+        store.get(Reference.parse("new"))  # asked within a second of the last look
+    later = time.monotonic() + 2
+    monkeypatch.setattr("serving.store.time.monotonic", lambda: later)
+    assert version(store, "new") == 1
+
+
+def test_a_blob_that_is_not_at_hand_is_brought(store: Store, shelf: Shelf) -> None:
+    shelf.add("ct", 3)
+    store.refresh()
+    digest = shelf.digests[shelf.files["ct"][1]]
+    assert store.blob(digest).read_bytes() == shelf.files["ct"][1].read_bytes()
+    with pytest.raises(Missing):
+        store.blob("0" * 64)
+
+
+def test_many_threads_bring_a_version_once(store: Store, shelf: Shelf) -> None:
+    shelf.add("ct", 3)
+    store.refresh()
+    before = shelf.downloads
+    threads = [threading.Thread(target=store.get, args=(Reference.parse("ct/1"),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert shelf.downloads == before + 1
+
+
+def test_a_broken_index_is_no_obstacle(store: Store, shelf: Shelf, tmp_path: Path) -> None:
+    store.refresh()
+    (tmp_path / "store/catalog.json").write_text("{")
+    restarted = Store(shelf, tmp_path / "store")
+    restarted.refresh()
+    before = shelf.downloads
+    assert version(restarted, "faces") == 1 and shelf.downloads == before
