@@ -19,10 +19,10 @@ from torch import nn
 from benchmarks.cells import Cells, cpu_seconds, data_set, machine
 from benchmarks.training import Plan, train
 from metainit import load
-from metainit.card import AdaptationRoutine, Spec
+from metainit.card import AdaptationRoutine, Continuation, Spec
 from metainit.domains.ct import CTConfig, CTDomain
 from metainit.evidence.controls import analytic_starts
-from metainit.evidence.curves import ADAM_GRID, GRID_RATIO, Bench, Start, weights_of
+from metainit.evidence.curves import GRID_RATIO, Bench, Start, weights_of
 from metainit.evidence.measuring import held_out
 from metainit.evidence.metrics import psnr
 from metainit.evidence.statistics import bootstrap, paired_bootstrap
@@ -37,11 +37,16 @@ LARGE_STEPS = {"phantoms": 160, "chest": 80}
 SEEDS = (0, 1, 2)
 VIEWS = (1, 2, 4, 8)
 ORDINARY_VIEWS = (2, 4, 8, 16)
-ORDINARY_STEPS = (5, 10, 20, 50, 100, 200)
-PRIOR_STEPS = (0, 1, 2, 3, 4, 5, 6, 8)
-SCALES = (0.3, 1.0)
-"""Factors on the prior's learned step sizes, chosen on validation like the ordinary starts' step sizes."""
+STEPS = (1, 2, 4, 6, 8, 10, 20, 50, 100, 200)
+"""What each start's number of steps is chosen from: the same budget for all."""
 ORDINARY = ("siren", "siren_scaled", "default", "lsuv")
+SCREENING, TUNING = 2, 8
+"""Validation tasks: few for every start and step size, more for the best ones."""
+FINALISTS = 4
+GRIDS = {"sgd": (0.01, 0.1), "adam": (1e-4, 1e-4 * GRID_RATIO, 1e-3)}
+MAX_EXTENSIONS = 5
+OWN = "own"
+"""A prior's learned step sizes, the last one repeated."""
 CHEST = {
     "array": "hu128",
     "split_array": "split",
@@ -84,26 +89,32 @@ def prior_start(name: str, seed: int, network: nn.Module) -> Start:
     return Start("prior", weights_of(filled), start.card.routine, start.checkpoint.step_sizes)
 
 
-def scaled(start: Start, factor: float) -> Start:
-    """Return the start with all its learned step sizes times a factor."""
-    sizes = {k: factor * v for k, v in start.step_sizes.items()}
-    return Start(start.name, start.weights, start.routine, sizes)
-
-
 def measure(cells: Cells, name: str) -> None:
     """Measure everything for one data set, cell by cell."""
     network = build(NETWORK)
     for views in (*VIEWS, 16):
         cells.cell(f"{name}/mean/{views}", lambda v=views: _mean_image(name, v))
-    for seed in SEEDS:
-        for views in VIEWS:
-            cells.cell(f"{name}/prior/{views}/{seed}", lambda v=views, s=seed: _prior(name, v, s, network))
+    for views in VIEWS:
+        own = cells.cell(
+            f"{name}/chosen/{views}",
+            lambda v=views: _chosen(name, v, [prior_start(name, 0, network)], network),
+        )
+        for seed in SEEDS:
+            cells.cell(
+                f"{name}/prior/{views}/{seed}",
+                lambda v=views, s=seed, c=own: _measured(name, v, prior_start(name, s, network), network, c),
+            )
     for views in ORDINARY_VIEWS:
-        chosen = cells.cell(f"{name}/tuned/{views}", lambda v=views: _tune(name, v, network))
+        other = cells.cell(
+            f"{name}/tuned/{views}",
+            lambda v=views: _chosen(name, v, [*_starts(0, network).values()], network),
+        )
         for seed in SEEDS:
             cells.cell(
                 f"{name}/ordinary/{views}/{seed}",
-                lambda v=views, s=seed, c=chosen: _ordinary(name, v, s, network, c),
+                lambda v=views, s=seed, c=other: _measured(
+                    name, v, _starts(s, network)[c["start"]], network, c
+                ),
             )
 
 
@@ -113,66 +124,80 @@ def _mean_image(name: str, views: int) -> list[float]:
     return [round(psnr(mean, image), 3) for image in held_out(ct, "test", 64).query["image"]]
 
 
-def _prior(name: str, views: int, seed: int, network: nn.Module) -> dict[str, Any]:
-    """Number of steps and factor on the step sizes are chosen on validation, for each number of views."""
+Setting = tuple[str, str, float]
+"""Start, optimizer and step size."""
+
+
+def _routine(start: Start, optimizer: str, rate: float) -> AdaptationRoutine:
+    """Return a constant optimizer; of a prior the one that takes over after its learned steps, if any."""
+    kind: Any = optimizer
+    if start.routine is None:
+        return AdaptationRoutine(optimizer=kind, steps=STEPS[-1], step_size=rate)
+    if optimizer == OWN:
+        return start.routine
+    return start.routine.model_copy(update={"continuation": Continuation(optimizer=kind, step_size=rate)})
+
+
+def _chosen(name: str, views: int, starts: Sequence[Start], network: nn.Module) -> dict[str, Any]:
+    """Return start, optimizer, step size and number of steps that do best on validation.
+
+    Every setting of half-decade grids is screened on few tasks, the grids growing until no start's best
+    value lies on an edge; the best settings are judged on more.
+    """
     ct = domain(name, SIDE, views)
-    tuning, test = held_out(ct, "validation", 16), held_out(ct, "test", 64)
-    bench, start = Bench(network, ct), prior_start(name, seed, network)
-    assert start.routine is not None
-    scores: dict[tuple[float, int], float] = {}
-    for factor in SCALES:
-        means = bench.curve(scaled(start, factor), start.routine, tuning, PRIOR_STEPS)["psnr"].mean(0)
-        scores |= {(factor, step): float(m) for step, m in zip(PRIOR_STEPS, means, strict=True)}
-    factor, steps = max(scores, key=lambda k: scores[k])
-    values = bench.curve(scaled(start, factor), start.routine, test, [steps])
+    bench, tuning = Bench(network, ct), held_out(ct, "validation", TUNING)
+    by_name = {start.name: start for start in starts}
+
+    def score(setting: Setting, tasks: int) -> np.ndarray:
+        start = by_name[setting[0]]
+        return bench.curve(start, _routine(start, *setting[1:]), tuning[:tasks], STEPS)["psnr"].mean(0)
+
+    screened: dict[Setting, float] = {}
+    wanted = {(n, o, r) for n in by_name for o, rates in GRIDS.items() for r in rates}
+    wanted |= {(start.name, OWN, 1.0) for start in starts if start.routine is not None}
+    while wanted:
+        screened |= {setting: float(score(setting, SCREENING).max()) for setting in sorted(wanted)}
+        wanted = {s for n in by_name for o in GRIDS for s in _beyond(screened, n, o)}
+    finalists = sorted(screened, key=lambda s: -screened[s])[:FINALISTS]
+    scores = {s: score(s, TUNING) for s in finalists}
+    best = max(scores, key=lambda s: scores[s].max())
     return {
-        "steps": steps,
-        "factor": factor,
-        "psnr": np.round(values["psnr"][:, 0], 3).tolist(),
-        "ssim": round(float(values["ssim"].mean()), 4),
+        "start": best[0],
+        "optimizer": best[1],
+        "rate": best[2],
+        "steps": STEPS[int(scores[best].argmax())],
+        "validation": round(float(scores[best].max()), 3),
+        "settings": len(screened),
     }
 
 
-def _starts(seed: int, network: nn.Module) -> Mapping[str, Start]:
-    coordinates = domain("phantoms", SIDE).tasks(0, 0, 1, "validation").shared["coordinates"]
-    return {s.name: s for s in analytic_starts(network, seed, coordinates, ORDINARY)}
+def _beyond(screened: Mapping[Setting, float], name: str, optimizer: str) -> set[Setting]:
+    """Return the setting next to the best one of a start and optimizer where that lies on an edge."""
+    mine = {s: v for s, v in screened.items() if s[:2] == (name, optimizer)}
+    best = max(mine, key=lambda s: mine[s])[2]
+    rates = [s[2] for s in mine]
+    if len(rates) > len(GRIDS[optimizer]) + MAX_EXTENSIONS:
+        return set()
+    if best == min(rates):
+        return {(name, optimizer, best / GRID_RATIO)}
+    return {(name, optimizer, best * GRID_RATIO)} if best == max(rates) else set()
 
 
-def _tune(name: str, views: int, network: nn.Module) -> dict[str, Any]:
-    """Return start, Adam step size and number of steps that do best on validation."""
-    ct = domain(name, SIDE, views)
-    bench, tuning = Bench(network, ct), held_out(ct, "validation", 4)
-    scores: dict[tuple[str, float, int], float] = {}
-    for start in _starts(0, network).values():
-        rates, tried = list(ADAM_GRID[::2]), set()
-        while rates:
-            for rate in rates:
-                tried.add(rate)
-                routine = AdaptationRoutine(optimizer="adam", steps=ORDINARY_STEPS[-1], step_size=rate)
-                means = bench.curve(start, routine, tuning, ORDINARY_STEPS)["psnr"].mean(0)
-                for step, mean in zip(ORDINARY_STEPS, means, strict=True):
-                    scores[start.name, rate, step] = float(mean)
-            mine = {k: v for k, v in scores.items() if k[0] == start.name}
-            best = max(mine, key=lambda k: mine[k])[1]
-            low, high = best == min(tried), best == max(tried)
-            rates = [best / GRID_RATIO**2] if low else [best * GRID_RATIO**2] if high else []
-    best_key = max(scores, key=lambda k: scores[k])
-    return {"start": best_key[0], "rate": best_key[1], "steps": best_key[2], "validation": scores[best_key]}
-
-
-def _ordinary(
-    name: str, views: int, seed: int, network: nn.Module, chosen: Mapping[str, Any]
-) -> dict[str, Any]:
+def _measured(name: str, views: int, start: Start, network: nn.Module, chosen: Any) -> dict[str, Any]:
     ct = domain(name, SIDE, views)
     begin = cpu_seconds()
-    routine = AdaptationRoutine(optimizer="adam", steps=chosen["steps"], step_size=chosen["rate"])
-    start = _starts(seed, network)[chosen["start"]]
+    routine = _routine(start, chosen["optimizer"], chosen["rate"])
     values = Bench(network, ct).curve(start, routine, held_out(ct, "test", 64), [chosen["steps"]])
     return {
         "psnr": np.round(values["psnr"][:, 0], 3).tolist(),
         "ssim": round(float(values["ssim"].mean()), 4),
         "cpu_seconds": round(cpu_seconds() - begin, 1),
     }
+
+
+def _starts(seed: int, network: nn.Module) -> Mapping[str, Start]:
+    coordinates = domain("phantoms", SIDE).tasks(0, 0, 1, "validation").shared["coordinates"]
+    return {s.name: s for s in analytic_starts(network, seed, coordinates, ORDINARY)}
 
 
 def table(cells: Cells, name: str) -> None:
@@ -185,16 +210,19 @@ def table(cells: Cells, name: str) -> None:
     for views in VIEWS:
         prior = _stack(v, f"{name}/prior/{views}")
         other = _stack(v, f"{name}/ordinary/{2 * views}")
-        own = [v[f"{name}/prior/{views}/{s}"] for s in SEEDS]
-        settings = [(cell["steps"], cell["factor"]) for cell in own]
+        own = v[f"{name}/chosen/{views}"]
         gain, over = paired_bootstrap(prior, other), paired_bootstrap(prior, mean)
         chosen = v[f"{name}/tuned/{2 * views}"]
         print(
-            f"| {views} | {_cell(prior)} (steps, factor {settings}) | {_cell(other)} ({chosen['start']}, "
-            f"Adam {chosen['rate']:.1g}, {chosen['steps']} steps) | {gain.mean:+.2f} [{gain.low:+.2f}, "
+            f"| {views} | {_cell(prior)} ({_setting(own)}) | {_cell(other)} ({chosen['start']}, "
+            f"{_setting(chosen)}) | {gain.mean:+.2f} [{gain.low:+.2f}, "
             f"{gain.high:+.2f}] | {over.mean:+.2f} [{over.low:+.2f}, {over.high:+.2f}] |"
         )
     print([v.get(f"{name}/train/{s}", {}).get("cpu_seconds") for s in SEEDS])
+
+
+def _setting(chosen: Mapping[str, Any]) -> str:
+    return f"{chosen['optimizer']} {chosen['rate']:.1g}, {chosen['steps']} steps"
 
 
 def _stack(values: Mapping[str, Any], prefix: str) -> np.ndarray:

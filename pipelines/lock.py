@@ -135,7 +135,12 @@ def _bury(connection: Connection, name: str, token: str) -> bool:
         try:
             client.rename_registered_model(PREFIX + name, TOMBSTONE + token)
         except MlflowException as error:
-            if error.error_code not in gone:
+            if error.error_code in gone:
+                return False
+            # A database that finds the row changed under it has its own words for that (SQLAlchemy's
+            # StaleDataError comes as BAD_REQUEST): what counts is whether the lease still stands.
+            still = _holder(connection, name)
+            if still is not None and still["token"] == token:
                 raise
             return False
     return True

@@ -243,7 +243,7 @@ def added_up(mine: MetaGradient, world: World, failed: bool = False) -> tuple[Me
     """Return the sum of all workers' sums, and whether any of them has failed: one flat vector travels."""
     if world.size == 1:
         return mine, failed
-    parts = [*mine.weights.values(), *mine.step_sizes.values(), mine.query_loss]
+    parts = [*mine.weights.values(), *mine.step_sizes.values(), mine.loss]
     counts = parts[0].new_tensor([mine.tasks, failed])
     flat = world.add_up(torch.cat([*(part.reshape(-1) for part in parts), counts]))
     pieces = iter(torch.split(flat[:-2], [part.numel() for part in parts]))

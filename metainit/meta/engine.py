@@ -1,9 +1,9 @@
 """Run a rule over a batch of tasks: one after another, on threads, or all at once.
 
-Measured on CPUs: wide networks are nearest to the matrix-multiplication limit task by task with all threads
-inside each operation; narrow ones gain from a thread a task with one thread inside each operation; batching
-with `vmap` is slower than both there, and is what a GPU needs (see benchmarks/RESULTS.md). `choose` follows
-from the device and the sizes alone, never from a timing, so that a run can be repeated byte for byte.
+Measured on CPUs: few tasks are fastest one after another, with all threads inside each operation; many gain
+from a thread a task with one thread inside each operation, the narrower the network the more; batching with
+`vmap` is slower than both there, and is what a GPU needs (see benchmarks/RESULTS.md). `choose` follows from
+the device and the sizes alone, never from a timing, so that a run can be repeated byte for byte.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from metainit.meta.state import (
 Execution = Literal["auto", "loop", "threads", "vmap"]
 
 NARROW_ELEMENTS = 128 * 128
-"""Networks whose largest tensor is not larger run a thread a task on a CPU."""
+"""Networks whose largest tensor is not larger count as narrow."""
+TASKS_FOR_THREADS = {"narrow": 4, "wide": 8}
+"""Meta-batches from which on a thread a task is faster on a CPU: with fewer, threads end up waiting."""
 
 
 def choose(execution: Execution, weights: Parameters, tasks: int) -> Literal["loop", "threads", "vmap"]:
@@ -38,15 +40,15 @@ def choose(execution: Execution, weights: Parameters, tasks: int) -> Literal["lo
     Example:
         >>> choose('auto', {'w': torch.zeros(64, 64)}, tasks=16)
         'threads'
-        >>> choose('auto', {'w': torch.zeros(256, 256)}, tasks=16)
+        >>> choose('auto', {'w': torch.zeros(256, 256)}, tasks=4)
         'loop'
     """
     if execution != "auto":
         return execution
     if any(v.device.type != "cpu" for v in weights.values()):
         return "vmap"
-    narrow = max(v.numel() for v in weights.values()) <= NARROW_ELEMENTS
-    return "threads" if narrow and tasks >= 4 else "loop"
+    width = "narrow" if max(v.numel() for v in weights.values()) <= NARROW_ELEMENTS else "wide"
+    return "threads" if tasks >= TASKS_FOR_THREADS[width] else "loop"
 
 
 @contextmanager
@@ -101,7 +103,7 @@ def add_up(results: Iterator[MetaGradient]) -> MetaGradient:
             total = MetaGradient(
                 {k: v + result.weights[k] for k, v in total.weights.items()},
                 {k: v + result.step_sizes[k] for k, v in total.step_sizes.items()},
-                total.query_loss + result.query_loss,
+                total.loss + result.loss,
                 total.tasks + result.tasks,
             )
     return total

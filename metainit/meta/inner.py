@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -30,16 +32,25 @@ def unrolled(losses: TaskLosses, meta: MetaParameters, inner: InnerSteps) -> Par
     return adapted
 
 
-def truncated(
-    losses: TaskLosses, meta: MetaParameters, inner: InnerSteps
-) -> tuple[Parameters, list[Parameters]]:
-    """Return adapted weights cut off from the start (first order), and the gradient of each step."""
+class Truncated(NamedTuple):
+    """Adapted weights cut off from the start, and the support loss and gradient before each step."""
+
+    adapted: Parameters
+    losses: list[Tensor]
+    slopes: list[Parameters]
+
+
+def truncated(losses: TaskLosses, meta: MetaParameters, inner: InnerSteps) -> Truncated:
+    """Take the inner steps without remembering how they depend on the start (first order)."""
     adapted = {k: v.detach() for k, v in losses.spread(meta.weights).items()}
+    reached: list[Tensor] = []
     slopes: list[Parameters] = []
     for step in range(inner.steps):
         leaves = {k: v.requires_grad_() for k, v in adapted.items()}
-        slope = gradients(losses.support(leaves), leaves, create_graph=False)
+        loss = losses.support(leaves)
+        slope = gradients(loss, leaves, create_graph=False)
         with torch.no_grad():
             adapted = {k: v - inner.at(meta, k, step) * slope[k] for k, v in leaves.items()}
+        reached.append(loss.detach())
         slopes.append(slope)
-    return adapted, slopes
+    return Truncated(adapted, reached, slopes)

@@ -38,7 +38,7 @@ def fomaml(losses: TaskLosses, meta: MetaParameters, inner: InnerSteps) -> MetaG
 
     Source: Finn et al. 2017, section 5.2 (first-order approximation).
     """
-    adapted, _ = truncated(losses, meta, inner)
+    adapted = truncated(losses, meta, inner).adapted
     leaves = {k: v.requires_grad_() for k, v in adapted.items()}
     reached = losses.query(leaves)
     slope = gradients(reached, leaves, create_graph=False)

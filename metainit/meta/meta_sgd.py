@@ -19,7 +19,7 @@ def first_order_meta_sgd(losses: TaskLosses, meta: MetaParameters, inner: InnerS
 
     Source: Li et al. 2017, "Meta-SGD", equation 4, with the first-order approximation of Finn et al. 2017.
     """
-    adapted, slopes = truncated(losses, meta, inner)
+    adapted, _, slopes = truncated(losses, meta, inner)
     leaves = {k: v.requires_grad_() for k, v in adapted.items()}
     reached = losses.query(leaves)
     query_slope = gradients(reached, leaves, create_graph=False)

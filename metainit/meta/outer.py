@@ -126,18 +126,18 @@ class OuterLoop:
         return [*self.meta.weights.values(), *self.meta.step_sizes.values()]
 
     def apply(self, gradient: MetaGradient) -> float:
-        """Take one outer step with the mean of a summed meta-gradient; return the mean query loss.
+        """Take one outer step with the mean of a summed meta-gradient; return the mean loss.
 
         Raises:
             DivergenceError: the loss or the gradient is not finite; the state is left as it was.
         """
-        loss = float(gradient.query_loss) / gradient.tasks
+        loss = float(gradient.loss) / gradient.tasks
         slopes = [*gradient.weights.values(), *gradient.step_sizes.values()]
         means = [g / gradient.tasks for g in slopes]
         norm = float(torch.nn.utils.get_total_norm(means))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergenceError(
-                f"outer step {self.step}: query loss {loss:.4g}, gradient norm {norm:.4g}; lower "
+                f"outer step {self.step}: loss {loss:.4g}, gradient norm {norm:.4g}; lower "
                 f"algorithm.inner_step_size (now {self.algorithm.inner_step_size:g}) or "
                 f"outer.step_size (now {self.config.step_size:g})"
             )

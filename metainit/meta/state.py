@@ -32,11 +32,14 @@ class MetaParameters(NamedTuple):
 
 
 class MetaGradient(NamedTuple):
-    """Sums over `tasks` tasks: the meta-gradient and the query loss after adaptation."""
+    """Sums over `tasks` tasks: the meta-gradient, and the query loss after adaptation.
+
+    Of Reptile, which has no query, `loss` is the support loss before its last inner step.
+    """
 
     weights: Parameters
     step_sizes: Parameters
-    query_loss: Tensor
+    loss: Tensor
     tasks: int
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,21 @@ def test_the_lock_of_a_dead_holder_is_taken_over_once(registry: Registry) -> Non
     assert inside == sorted(inside)  # one after the other, never both at once
     client.create_registered_model(PREFIX + "faces", description=claim.replace("dead", "alive"))
     assert not _bury(registry.connection, "faces", "dead")  # a late taker cannot take a new lease
+
+
+def test_of_two_that_bury_a_lease_at_once_one_succeeds(registry: Registry) -> None:
+    client = registry.connection.client
+    with ThreadPoolExecutor(2) as pool:
+        for token in map(str, range(25)):
+            claim = json.dumps({"token": token, "owner": "gone:1", "lease": 0.3})
+            client.create_registered_model(PREFIX + "faces", description=claim)
+            ready = threading.Barrier(2)
+
+            def bury(token: str = token, ready: threading.Barrier = ready) -> bool:
+                ready.wait()
+                return _bury(registry.connection, "faces", token)
+
+            assert sorted(f.result() for f in [pool.submit(bury), pool.submit(bury)]) == [False, True]
 
 
 def test_a_lease_that_ran_out_stops_the_work() -> None:

@@ -148,7 +148,7 @@ def gradient_of(
 
 def differences(a: MetaGradient, b: MetaGradient) -> dict[str, float]:
     """The largest difference of each tensor relative to the largest entry of its kind."""
-    found = {"query_loss": float(abs(a.query_loss - b.query_loss) / abs(b.query_loss))}
+    found = {"loss": float(abs(a.loss - b.loss) / abs(b.loss))}
     for kind in ("weights", "step_sizes"):
         mine, other = getattr(a, kind), getattr(b, kind)
         assert list(mine) == list(other)

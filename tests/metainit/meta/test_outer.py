@@ -44,7 +44,7 @@ def as_bytes(loop: OuterLoop) -> dict[str, bytes]:
 def summed(loop: OuterLoop, value: float, tasks: int = 2) -> MetaGradient:
     """A meta-gradient whose mean over the tasks is `value` everywhere."""
     parts = ({k: torch.full_like(v, value * tasks) for k, v in part.items()} for part in loop.meta)
-    return MetaGradient(*parts, query_loss=torch.tensor(3.0 * tasks), tasks=tasks)
+    return MetaGradient(*parts, loss=torch.tensor(3.0 * tasks), tasks=tasks)
 
 
 def test_the_schedule_is_a_linear_warm_up_and_a_half_cosine() -> None:
@@ -194,14 +194,14 @@ def test_restoring_an_untouched_state_forgets_what_was_learned() -> None:
     assert as_bytes(advance(loop, 2)) == as_bytes(advance(loop_of(), 2))
 
 
-@pytest.mark.parametrize("where", ["weights", "step_sizes", "query_loss"])
+@pytest.mark.parametrize("where", ["weights", "step_sizes", "loss"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_divergence_leaves_the_state_untouched_and_says_what_to_lower(where: str, bad: float) -> None:
     loop = advance(loop_of(), 2)
     before = as_bytes(loop)
     gradient = summed(loop, 1.0)
-    if where == "query_loss":
-        gradient = gradient._replace(query_loss=torch.tensor(bad))
+    if where == "loss":
+        gradient = gradient._replace(loss=torch.tensor(bad))
     else:
         getattr(gradient, where)["layers.1.weight"].view(-1)[3] = bad
     with pytest.raises(DivergenceError, match="outer step 2.*inner_step_size.*outer.step_size"):
