@@ -22,7 +22,7 @@ from metainit import load
 from metainit.card import AdaptationRoutine, Continuation, Spec
 from metainit.domains.image import ImageConfig, ImageDomain
 from metainit.evidence.controls import signal_controls
-from metainit.evidence.curves import Bench, Start, best_routines, tuned_curve, weights_of
+from metainit.evidence.curves import GRID_RATIO, Bench, Start, best_routines, tuned_curve, weights_of
 from metainit.evidence.measuring import held_out
 from metainit.evidence.statistics import bootstrap, paired_bootstrap
 from metainit.initialization import Prior
@@ -50,8 +50,10 @@ FEW = (0, 1, 2)
 MANY = (5, 10, 25, 50)
 DEEP = (0, 1, 2, 5, 10, 25, 50, 100, 200, 500, 1000, 2000)
 DEEP_TASKS = 3
-DEEP_RATES = (3e-4, 1e-3, 3e-3)
-PRETRAIN_STEPS = 2000
+DEEP_RATES = (1e-4 * GRID_RATIO, 1e-3, 1e-3 * GRID_RATIO)
+MAX_RATES = 7
+ENCODER_STEPS = 2000
+"""Of the STRAINER-like start: about as much CPU time as the prior's training."""
 
 
 def domain(side: int = 64, points: int | None = None) -> ImageDomain:
@@ -119,39 +121,54 @@ def deep(cells: Cells) -> None:
 
 
 def _deep(bench: Bench, start: Start, tuning: Any, test: Any) -> dict[str, Any]:
-    """Adam with the rate that is best on validation after 300 steps; the prior takes its own steps first."""
+    """Adam with the rate that is best on validation for each number of steps; a prior takes its own first."""
 
     def routine(rate: float) -> AdaptationRoutine:
         if start.routine is None:
             return AdaptationRoutine(optimizer="adam", steps=DEEP[-1], step_size=rate)
         return start.routine.model_copy(update={"continuation": Continuation(step_size=rate)})
 
-    rates = [*DEEP_RATES]
-    scores: dict[float, float] = {}
-    while True:
-        for rate in rates:
-            if rate not in scores:
-                scores[rate] = float(bench.curve(start, routine(rate), tuning, [300])["psnr"].mean())
-        best = max(scores, key=lambda k: scores[k])
-        if best not in (min(scores), max(scores)):
-            break
-        rates = [best / 3 if best == min(scores) else best * 3]
-    values = bench.curve(start, routine(best), test, DEEP)
-    return {"rate": best, "steps": list(DEEP), "psnr": np.round(values["psnr"], 3).tolist()}
+    scores: dict[float, np.ndarray] = {}
+    wanted = set(DEEP_RATES)
+    while wanted:
+        for rate in sorted(wanted):
+            scores[rate] = bench.curve(start, routine(rate), tuning, DEEP)["psnr"].mean(0)
+        best = [max(scores, key=lambda k: scores[k][i]) for i in range(len(DEEP))]
+        # Of the early steps only the learned ones matter, whatever the rate of those that follow.
+        own = start.routine.steps if start.routine else 0
+        edges = {b for b, step in zip(best, DEEP, strict=True) if step > own}
+        wanted = {
+            rate
+            for edge, rate in (
+                (min(scores), min(scores) / GRID_RATIO),
+                (max(scores), max(scores) * GRID_RATIO),
+            )
+            if edge in edges and len(scores) < MAX_RATES
+        }
+    columns: dict[int, np.ndarray] = {}
+    for rate in set(best):
+        steps = [s for s, b in zip(DEEP, best, strict=True) if b == rate]
+        values = bench.curve(start, routine(rate), test, steps)["psnr"]
+        columns |= {step: values[:, i] for i, step in enumerate(steps)}
+    return {
+        "rates": best,
+        "steps": list(DEEP),
+        "psnr": np.round(np.stack([columns[s] for s in DEEP], axis=1), 3).tolist(),
+    }
 
 
 def _deep_starts(network: nn.Module, faces: ImageDomain) -> list[Start]:
     coordinates = faces.tasks(0, 0, 1, "validation").shared["query_coordinates"]
     signals = faces.tasks(0, 0, 10, "train").support["values"]
     found = [prior_start(0, network)]
-    found += [s for s in signal_controls(network, faces, None, 0, ("siren", "siren_scaled"))]
+    found += signal_controls(network, faces, None, 0, ("siren_scaled",))
     for name in ("snp", "strainer"):
         filled = copy.deepcopy(network)
         generator = torch.Generator().manual_seed(0)
         if name == "snp":
             snp(filled, Context(generator))
         else:
-            pretrain_shared_encoder(filled, coordinates, signals, generator, PRETRAIN_STEPS // 4)
+            pretrain_shared_encoder(filled, coordinates, signals, generator, ENCODER_STEPS)
         found.append(Start(name, weights_of(filled)))
     return found
 
@@ -182,7 +199,7 @@ def _values(bench: Bench, start: Start, tuning: Any, test: Any, steps: Sequence[
 
 
 def _validation(bench: Bench, start: Start, tuning: Any) -> dict[str, Any]:
-    routine = best_routines(bench, start, tuning, [25])[25]
+    routine = best_routines(bench, [start], tuning, [25])[25]
     values = bench.curve(start, routine, tuning, [25])["psnr"]
     return {"psnr": float(values.mean()), "routine": [routine.optimizer, routine.step_size]}
 
@@ -209,8 +226,10 @@ def table(cells: Cells) -> None:
         for name in ("siren", "siren_scaled", "mean_signal"):
             other = np.array([v[f"native/{name}/{s}"]["psnr"] for s in SEEDS])
             print("native 96x96", name, [_cell(other[:, :, i]) for i in range(3)])
+    print("| start | " + " | ".join(map(str, DEEP)) + " |")
     for key in [k for k in v if k.startswith("deep/")]:
-        print(key, v[key]["rate"], dict(zip(DEEP, np.mean(v[key]["psnr"], 0).round(1).tolist(), strict=True)))
+        means = np.mean(v[key]["psnr"], 0)
+        print(f"| {key.removeprefix('deep/')} | " + " | ".join(f"{m:.1f}" for m in means) + " |")
     print({k: v[k] for k in v if k.startswith("train/")})
 
 

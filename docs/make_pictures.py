@@ -86,7 +86,7 @@ def draw_masked(prepared: Prepared, prior: Prior) -> None:
         "prior", weights_of(prior.init_(network)), prior.card.routine, prior.checkpoint.step_sizes
     )
     ordinary = Start("siren", weights_of(load("siren").init_(network, seed=0)))
-    tuned = best_routines(Bench(network, partly), ordinary, held_out(partly, "validation", 8), MASKED_STEPS)
+    tuned = best_routines(Bench(network, partly), [ordinary], held_out(partly, "validation", 8), MASKED_STEPS)
     task = held_out(partly, "test", MASKED_TASK + 1)[MASKED_TASK : MASKED_TASK + 1]
     truth = partly.target({k: v[0] for k, v in task.query.items()})
     seen = truth * task.support["known"][0].reshape(*truth.shape[:2], 1)

@@ -23,23 +23,19 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 from filelock import FileLock, Timeout
-from platformdirs import user_cache_dir
 
 from metainit.errors import EndpointError
+from metainit.places import cache_folder
 from metainit.references import Reference, parse_url
 from metainit.transfer import Blob, Retry, Transfer, check, checked, file_sha256
 
 if TYPE_CHECKING:
     from metainit.checkpoint import Checkpoint
 
+CACHE = "endpoint"
 MAX_BYTES = 64 << 30
 PATIENT = Retry()
 _TAG = re.compile(r'"(?P<sha256>[0-9a-f]{64})"')
-
-
-def cache_folder() -> Path:
-    """Return the folder of the client's cache: METAINIT_CACHE, else the user's cache folder."""
-    return Path(os.environ.get("METAINIT_CACHE") or user_cache_dir("metainit")) / "endpoint"
 
 
 def resolve_url(source: str) -> Path:
@@ -87,7 +83,7 @@ class Client:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise EndpointError(f"{url!r} is no endpoint; expected e.g. http://127.0.0.1:8000")
         self.url = url.rstrip("/")
-        self._cache = (cache or cache_folder()).absolute()
+        self._cache = (cache or cache_folder(CACHE)).absolute()
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else None,
             timeout=httpx.Timeout(connect=5.0, read=30.0, write=30.0, pool=5.0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -12,7 +12,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from metainit.card import AdaptationRoutine, Spec
+from metainit.card import AdaptationRoutine, Card, Spec
+from metainit.errors import DataError
+
+if TYPE_CHECKING:
+    from metainit.domains.base import Domain
 
 AsJson = Annotated[bool, typer.Option("--json", help="answer in JSON")]
 
@@ -40,9 +44,12 @@ def measure(
     spec = _domain_spec(domain, data, carried)
     console = Console(stderr=True)
     with console.status("reading the data") as status:
+        built = build_domain(spec)
+        if domain is None and data is None:
+            _require_same_data(cards, built)
         evidence = run(
             sources,
-            build_domain(spec),
+            built,
             wanted,
             tasks,
             network=asked,
@@ -152,6 +159,17 @@ def _steps(text: str) -> list[int]:
     if values[0] < 0:
         raise typer.BadParameter(f"--steps {text!r}: expected numbers from 0")
     return values
+
+
+def _require_same_data(cards: list[Card], domain: Domain) -> None:
+    """Raise where a domain that was rebuilt from a card has other data than the prior was learned on."""
+    for card in cards:
+        data = card.provenance.data
+        if card.domain is not None and data.fingerprint not in ("", domain.fingerprint()):
+            raise DataError(
+                f"{card.name!r} was learned on other data ({data.description}) than its card can bring: "
+                "say where they lie with --data"
+            )
 
 
 def _check_device(name: str) -> None:

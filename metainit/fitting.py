@@ -23,6 +23,7 @@ from metainit.initialization import Initialization, Prior
 from metainit.meta.engine import choose, task_threads
 from metainit.meta.state import Parameters, TaskLosses
 from metainit.networks import build, function_of, require_same
+from metainit.networks.chunks import ROWS, in_chunks
 from metainit.signals import GEOMETRY, Signal, content_of, read_signal, signal_paths, together
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -77,7 +78,8 @@ class Fitter:
             sizes = {k: v.to(like) for k, v in self.start.checkpoint.step_sizes.items()}
         batch = together(signals).map(lambda t: t.to(like))
         domain = signals[0].domain
-        losses = TaskLosses(domain, function_of(self.network), batch, batched)
+        function = function_of(self.network)
+        losses = TaskLosses(domain, function if batched else in_chunks(function), batch, batched)
         *_, last = trajectory(losses, weights, self.routine, sizes, self.steps)
         require_finite(last, self.routine, self.steps)
         return [
@@ -88,7 +90,7 @@ class Fitter:
     def _result(self, signal: Signal, weights: Parameters) -> Fit:
         like = next(iter(weights.values()))
         batch = signal.batch.map(lambda t: t.to(like))
-        function = function_of(self.network)
+        function = in_chunks(function_of(self.network))
         losses = TaskLosses(signal.domain, function, batch, batched=False)
         with torch.no_grad():
             rendered = signal.domain.render(function(weights), batch.shared)
@@ -214,7 +216,9 @@ class _Job:
             else:
                 forms.setdefault(signal.form, []).append(signal)
         for signals in forms.values():
-            yield from self._fitted(signals, batched)
+            at_once = max(1, ROWS // signals[0].points) if batched else 1
+            for first in range(0, len(signals), at_once):
+                yield from self._fitted(signals[first : first + at_once], batched and at_once > 1)
 
     def _fitted(self, signals: list[Signal], batched: bool) -> Iterator[Answer]:
         """Fit signals of one form; where one of several diverges, each is fitted alone."""

@@ -37,6 +37,11 @@ class Signal:
         parts = (self.batch.support, self.batch.query, self.batch.shared)
         return tuple((k, tuple(v.shape)) for part in parts for k, v in sorted(part.items()))
 
+    @property
+    def points(self) -> int:
+        """The number of coordinates that a step evaluates the network at."""
+        return max(len(v) for k, v in self.batch.shared.items() if k.endswith("coordinates"))
+
 
 def together(signals: list[Signal]) -> TaskBatch:
     """Return signals of one form as one batch of tasks."""

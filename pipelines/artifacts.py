@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from metainit.errors import RegistryError
+from metainit.transfer import file_sha256
 from pipelines.connection import Connection
 from pipelines.flavour import CHECKPOINT, MLMODEL
-from pipelines.version import EVIDENCE, Version, read_evidence, sha256_of
+from pipelines.version import EVIDENCE, Version, read_evidence
 
 QUARANTINE = f"{CHECKPOINT}.quarantine"
 
@@ -68,7 +69,7 @@ def fetch(connection: Connection, version: Version, folder: Path) -> Path:
         try:
             got = Path(download_artifacts(uri, dst_path=staging, tracking_uri=connection.uri))
             file = got / CHECKPOINT
-            actual = sha256_of(file) if file.is_file() else None
+            actual = file_sha256(file) if file.is_file() else None
             if actual != version.sha256:
                 raise RegistryError(_refusal(version, actual, file, folder / QUARANTINE))
             _move_into(got, folder)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metainit.errors import RegistryError
+from metainit.places import data_folder
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -40,42 +41,6 @@ _guard = threading.Lock()
 _depth = 0
 _saved_settings: dict[str, str | None] = {}
 _saved_levels: dict[str, int] = {}
-
-
-def data_folder() -> Path:
-    """Return the folder of the embedded store and the cache: `METAINIT_HOME`, else the user's.
-
-    Example:
-        >>> os.environ['METAINIT_HOME'] = '/data/metainit'
-        >>> data_folder().as_posix()
-        '/data/metainit'
-        >>> del os.environ['METAINIT_HOME']
-    """
-    chosen = os.environ.get("METAINIT_HOME")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    from platformdirs import user_data_dir
-
-    return Path(user_data_dir("metainit"))
-
-
-def cache_folder() -> Path:
-    """Return the folder of fetched versions, in `METAINIT_CACHE`, `METAINIT_HOME` or the user's.
-
-    Example:
-        >>> os.environ['METAINIT_CACHE'] = '/fast/metainit'
-        >>> cache_folder().as_posix()
-        '/fast/metainit/registry'
-        >>> del os.environ['METAINIT_CACHE']
-    """
-    chosen = os.environ.get("METAINIT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().absolute() / "registry"
-    if os.environ.get("METAINIT_HOME"):
-        return data_folder() / "cache" / "registry"
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("metainit")) / "registry"
 
 
 def store_uri(uri: str | None = None) -> str:
@@ -250,6 +215,7 @@ def _create(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
+        part.touch()  # fails at once where nobody may write; MLflow would try for minutes
         address = f"sqlite:///{part.as_posix()}"
         MlflowClient(tracking_uri=address, registry_uri=address).search_experiments(max_results=1)
         try:

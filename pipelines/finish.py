@@ -6,16 +6,17 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metainit.domains.base import TaskBatch
 from metainit.domains.registry import without_places
-from metainit.evidence.measuring import ALL_CONTROLS, Evidence, held_out, measure
+from metainit.evidence.controls import ALL_CONTROLS
+from metainit.evidence.measuring import Evidence, held_out, measure
 from metainit.initialization import EVIDENCE_FILE
 from pipelines.folder import CHECKPOINT, RECIPE
-from pipelines.gate import Decision, admit
+from pipelines.gate import Decision, Remeasure, admit
 from pipelines.preparation import Prepared
-from pipelines.registry import Registry
+from pipelines.registry import Registry, cached
 from pipelines.version import Version
 
 if TYPE_CHECKING:
@@ -62,8 +63,32 @@ def after_training(
     sink.flush()
     registry = Registry(sink.connection.uri)
     version = registry.register(artifacts, prepared.recipe.name, sink.run_id)
-    decision = admit(registry, version)
+    decision = admit(registry, version, measured_again(prepared, evidence, registry, say))
     return Finished(evidence, registry.resolve(version.reference), decision, artifacts)
+
+
+def measured_again(prepared: Prepared, evidence: Evidence, registry: Registry, note: Note) -> Remeasure:
+    """Return how the gate measures a champion of other data or another network: on this run's held-out tasks.
+
+    The candidate has just been measured on them. The champion may have been trained on some of them, which
+    can only make it harder to beat.
+    """
+
+    def remeasure(version: Version, champion: Version) -> tuple[dict[str, Any], dict[str, Any]]:
+        note(f"measuring {champion.reference} again")
+        record = evidence.record
+        again = measure(
+            cached(registry, champion),
+            prepared.domain,
+            record.steps,
+            len(record.task_ids),
+            controls=(),
+            seeds=1,
+            domain_spec=record.domain,
+        )
+        return record.model_dump(mode="json"), again.record.model_dump(mode="json")
+
+    return remeasure
 
 
 def evidence_of(

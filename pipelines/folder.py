@@ -22,7 +22,8 @@ from metainit import checkpoint as files
 from metainit.card import Card, DataSource, Method, Provenance, canonical_json
 from metainit.domains.registry import without_places
 from metainit.errors import CheckpointError, RecipeError
-from pipelines.connection import data_folder
+from metainit.places import data_folder
+from pipelines.dotted import flatten
 from pipelines.recipe import Recipe
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -121,7 +122,7 @@ class RunFolder:
                 _log.warning("a saved state is left out: %s", error)
 
     def _check(self, card: Card) -> None:
-        before, now = flat(card.provenance.recipe), flat(recorded(self.recipe))
+        before, now = flatten(card.provenance.recipe), flatten(recorded(self.recipe))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             listed = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed[:5])
@@ -162,14 +163,3 @@ def read_state(content: bytes, device: torch.device) -> dict[str, Tensor]:
     if stored.card.kind != STATE_KIND:
         raise CheckpointError(f"expected a {STATE_KIND}, got a {stored.card.kind}")
     return {k: v if k.startswith("adam.step.") else v.to(device) for k, v in stored.tensors.items()}
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted names."""
-    result: dict[str, Any] = {}
-    for key, inner in value.items():
-        if isinstance(inner, Mapping):
-            result |= flat(inner, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = inner
-    return result

@@ -9,24 +9,25 @@ again, so of two racing runs the second has to beat the first.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from metainit.errors import RegistryError
+from metainit.errors import MetainitError, RegistryError
 from pipelines.lock import locked
 from pipelines.registry import CHALLENGER, CHAMPION, Registry, Version, crown
 
 Evidence = Mapping[str, Any]
 """The JSON value that `metainit measure` writes."""
 Remeasure = Callable[[Version, Version], tuple[Evidence, Evidence]]
-"""(candidate, champion) -> the evidence of both, on the same held-out tasks."""
+"""(candidate, champion) -> the evidence of both on the same held-out tasks; raises a `MetainitError`."""
 
 _ATTEMPTS = 20
-_SAME = ("network", "data_fingerprint", "metric", "higher_is_better", "task_ids")
+_SAME_TASKS = ("data_fingerprint", "metric", "higher_is_better", "task_ids")
+_SAME = ("network", *_SAME_TASKS)
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,13 @@ class Decision:
     comparable: bool = True
 
 
-def decide(candidate: Evidence | None, champion: Evidence | None = None) -> Decision:
+def decide(
+    candidate: Evidence | None, champion: Evidence | None = None, same: Sequence[str] = _SAME
+) -> Decision:
     """Decide on a candidate: against the champion, or against its controls where there is none.
 
-    `champion` is None where there is none, and an empty mapping where it has no evidence.
+    `champion` is None where there is none, and an empty mapping where it has no evidence. `same`: what two
+    evidence values must have in common to be compared.
 
     Raises:
         RegistryError: an evidence value lacks what a comparison needs.
@@ -65,7 +69,7 @@ def decide(candidate: Evidence | None, champion: Evidence | None = None) -> Deci
     try:
         if champion is None:
             return _against_controls(candidate["headline"])
-        reason = _not_comparable(candidate, champion)
+        reason = _not_comparable(candidate, champion, same)
         if reason:
             return Decision(CHALLENGER, reason, comparable=False)
         return _against_champion(candidate, champion)
@@ -119,10 +123,13 @@ def _judge(
         return decide(candidate)
     champion = registry.resolve(f"{version.name}/{seen}")
     decision = decide(candidate, registry.evidence(champion) or {})
-    if not decision.comparable and remeasure is not None:
-        decision = decide(*remeasure(version, champion))
-    values = asdict(decision) | {"against": champion.reference}
-    return Decision(**values)
+    if candidate and not decision.comparable and remeasure is not None:
+        try:
+            decision = decide(*remeasure(version, champion), _SAME_TASKS)
+        except MetainitError as error:
+            why = f"{decision.reason} ({champion.reference} could not be measured again: {error})"
+            decision = replace(decision, reason=why)
+    return replace(decision, against=champion.reference)
 
 
 def _against_controls(headline: Mapping[str, Any]) -> Decision:
@@ -167,12 +174,12 @@ def _values(evidence: Evidence, steps: int) -> npt.NDArray[np.float64]:
     return values
 
 
-def _not_comparable(candidate: Evidence, champion: Evidence) -> str:
+def _not_comparable(candidate: Evidence, champion: Evidence, same: Sequence[str]) -> str:
     """Return why two evidence values cannot be compared, or an empty string."""
     way_out = "measure both on the same held-out tasks, or promote it by hand"
     if not champion.get("curves"):
         return f"the champion has no evidence to compare with: {way_out}"
-    changed = [key for key in _SAME if candidate.get(key) != champion.get(key)]
+    changed = [key for key in same if candidate.get(key) != champion.get(key)]
     if _domain(candidate) != _domain(champion):
         changed.append("domain")
     if changed:

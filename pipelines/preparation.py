@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +11,9 @@ from metainit.card import DataSource, Spec
 from metainit.domains.base import Domain
 from metainit.domains.registry import build_domain
 from metainit.domains.seeding import seed_of
-from metainit.errors import MismatchError, RecipeError
+from metainit.errors import DataError, MismatchError, RecipeError
 from metainit.initialization import load
-from metainit.networks.registry import NETWORKS, build
+from metainit.networks import build, fitted_spec
 from pipelines.recipe import Recipe
 
 
@@ -63,6 +62,12 @@ def prepare(recipe: Recipe, device: torch.device | None = None) -> Prepared:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError("gpu is set, but there is no CUDA device here: set gpu=false, or run on a cluster")
     domain = build_domain(recipe.domain)
+    for split in ("validation", "test"):
+        if domain.size(split) == 0:
+            raise DataError(
+                f"the domain has no {split} tasks, which tuning and evidence need: give more data, or hold "
+                "more of it out"
+            )
     spec = fitted_spec(recipe.network, domain)
     network = build(spec, seed=seed_of("network", recipe.seed))
     try:
@@ -73,20 +78,3 @@ def prepare(recipe: Recipe, device: torch.device | None = None) -> Prepared:
         ) from error
     dtype = torch.float64 if recipe.dtype == "float64" else torch.float32
     return Prepared(recipe, domain, spec, network.to(device, dtype), device)
-
-
-def fitted_spec(spec: Spec, domain: Domain) -> Spec:
-    """Return the spec with the domain's numbers of inputs and outputs, where it takes them.
-
-    Raises:
-        RecipeError: the spec says other numbers.
-    """
-    needed = {"in_features": domain.input_features, "out_features": domain.output_features}
-    known = inspect.signature(NETWORKS[spec.name]).parameters
-    arguments = dict(spec.arguments)
-    for name, value in needed.items():
-        if name in known and arguments.setdefault(name, value) != value:
-            raise RecipeError(
-                f"network.{name} is {arguments[name]}, the domain has {value}: leave it out, and it will fit"
-            )
-    return Spec(name=spec.name, arguments=arguments)

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,15 +86,15 @@ def run_on_ray(
         return Outcome(run.checkpoint, {}, opener(), prepared, trained=False)
     with ThreadPoolExecutor(1) as aside:
         opening: Future[Sink] = aside.submit(opener)
-        with ray_cluster():
-            sink = opening.result()
-            failed = True
-            try:
+        try:
+            with ray_cluster():
+                sink = opening.result()
                 metrics = _fit(recipe, run, sink, progress)
-                failed = False
-            finally:
-                if failed:
-                    sink.close(failed=True)
+        except BaseException:
+            # Also where Ray itself does not start. What ended the run is what its user has to hear.
+            with suppress(MetainitError):
+                opening.result().close(failed=True)
+            raise
     run.clean()
     return Outcome(run.checkpoint, metrics, sink, prepared, trained=True)
 

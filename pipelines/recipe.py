@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +15,7 @@ from metainit.errors import RecipeError, suggestion
 from metainit.initializers import INITIALIZERS
 from metainit.meta.outer import AlgorithmConfig, OuterConfig
 from metainit.networks.registry import build
+from pipelines.dotted import flatten
 from pipelines.safe_yaml import MAX_CHARACTERS, parse_yaml
 
 SUFFIXES = (".yaml", ".yml")
@@ -159,7 +160,7 @@ def read_recipe(value: Any, origin: str = "recipe", overrides: Iterable[str] = (
     whole = {k: _flat(v) if k in SPECS and isinstance(v, Mapping) else v for k, v in value.items()}
     for override in overrides:
         _apply(whole, override)
-    if open_keys := [key for key, setting in _leaves(whole) if setting == OPEN]:
+    if open_keys := [key for key, setting in flatten(whole).items() if setting == OPEN]:
         raise RecipeError(f"{origin}: {open_keys[0]} has to be given: --set {open_keys[0]}=...")
     try:
         return Recipe.model_validate(whole)
@@ -175,14 +176,6 @@ def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(arguments, Mapping):
         return dict(spec)
     return {k: v for k, v in spec.items() if k != "arguments"} | dict(arguments)
-
-
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, inner in value.items():
-        if isinstance(inner, Mapping):
-            yield from _leaves(inner, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", inner
 
 
 def _nested(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from metainit.errors import RegistryError, SourceError, suggestion
+from metainit.places import cache_folder
+from metainit.transfer import file_sha256
 from pipelines.artifacts import evidence_of, fetch, remove, run_for, upload
-from pipelines.connection import Connection, cache_folder, connect
+from pipelines.connection import Connection, connect
 from pipelines.flavour import CHECKPOINT, mlmodel
 from pipelines.lock import Lease, locked
-from pipelines.version import TAG, Version, describe, from_entity, read_evidence, sha256_of
+from pipelines.version import TAG, Version, describe, from_entity, read_evidence
 
 __all__ = [
     "CHALLENGER",
@@ -340,8 +342,8 @@ def cached(registry: Registry, version: Version) -> Path:
     Raises:
         RegistryError: the registry cannot be reached, the disk is full, or the digest is wrong.
     """
-    folder = cache_folder() / version.sha256
+    folder = cache_folder("registry") / version.sha256
     file = folder / CHECKPOINT
-    if not (file.is_file() and sha256_of(file) == version.sha256):
+    if not (file.is_file() and file_sha256(file) == version.sha256):
         registry.download(version, folder)
     return file

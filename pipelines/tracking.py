@@ -14,12 +14,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from metainit.errors import RegistryError
-from pipelines.connection import Connection, connect, data_folder, store_uri
+from pipelines.connection import Connection, connect, store_uri
+from pipelines.dotted import flatten
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
-__all__ = ["ListSink", "MlflowSink", "Sink", "data_folder", "flatten", "store_uri"]
+__all__ = ["ListSink", "MlflowSink", "Sink", "store_uri"]
 
 BATCH_METRICS = 1000
 BATCH_PARAMETERS = 100
@@ -115,7 +116,6 @@ class MlflowSink:
         self.connection: Connection = connect(uri)
         self._waiting: list[Metric] = []
         self._last: dict[str, int] = {}
-        self._resumed = run_id is not None
         self._due = time.monotonic() + FLUSH_SECONDS
         if run_id is None:
             experiment = self.connection.experiment()
@@ -126,6 +126,8 @@ class MlflowSink:
             self.run_id = run_id
             with self.connection.calls(f"go on with the run {run_id}") as client:
                 client.update_run(run_id, status="RUNNING")
+                for key in client.get_run(run_id).data.metrics:
+                    self._last[key] = max(metric.step for metric in client.get_metric_history(run_id, key))
                 for key, value in (tags or {}).items():
                     client.set_tag(run_id, key, value)
         if recipe:
@@ -150,7 +152,7 @@ class MlflowSink:
 
         now = int(time.time() * 1000)
         for key, value in metrics.items():
-            if not self._resumed or step > self._recorded(key):
+            if step > self._last.get(key, -1):
                 self._waiting.append(Metric(key, float(value), now, step))
         if self._waiting and time.monotonic() > self._due:
             self._try_to_send()
@@ -192,14 +194,6 @@ class MlflowSink:
         """Close the run, as failed where an exception leaves the block."""
         self.close(failed=kind is not None)
 
-    def _recorded(self, key: str) -> int:
-        """Return the last step that a resumed run has recorded of a metric, or -1."""
-        if key not in self._last:
-            with self.connection.calls(f"read the metric {key!r} of {self.run_id}") as client:
-                history = client.get_metric_history(self.run_id, key)
-            self._last[key] = max((metric.step for metric in history), default=-1)
-        return self._last[key]
-
     def _try_to_send(self) -> None:
         self._due = time.monotonic() + FLUSH_SECONDS
         try:
@@ -213,19 +207,3 @@ class MlflowSink:
             while self._waiting:
                 client.log_batch(self.run_id, metrics=self._waiting[:BATCH_METRICS])
                 del self._waiting[:BATCH_METRICS]
-
-
-def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted names.
-
-    Example:
-        >>> flatten({'network': {'name': 'siren', 'width': 64}, 'steps': 2})
-        {'network.name': 'siren', 'network.width': 64, 'steps': 2}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in params.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

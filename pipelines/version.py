@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metainit.errors import RegistryError
+from metainit.transfer import file_sha256
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -48,12 +48,6 @@ class Version:
         return f"{self.name}/{self.version}"
 
 
-def sha256_of(file: Path) -> str:
-    """Return the SHA-256 (hex) of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def read_evidence(folder: Path) -> dict[str, Any] | None:
     """Return the evidence that lies in a version's folder, or None where there is none.
 
@@ -79,7 +73,7 @@ def describe(file: Path, card: Card, evidence: Mapping[str, Any] | None) -> dict
     fingerprint = (evidence or {}).get("data_fingerprint") or card.provenance.data.fingerprint
     headline = (evidence or {}).get("headline")
     tags = {
-        "sha256": sha256_of(file),
+        "sha256": file_sha256(file),
         "size": str(file.stat().st_size),
         "kind": card.kind,
         "method": card.method.name,

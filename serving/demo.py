@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 from metainit.errors import MetainitError
 
 if TYPE_CHECKING:
-    from metainit.evidence.measuring import Headline
+    from metainit.evidence.record import Headline
     from pipelines.finish import Finished
     from pipelines.preparation import Prepared
     from pipelines.recipe import Recipe
@@ -66,11 +65,11 @@ def tour(recipe: Recipe, out: Path, note: Note, progress: Progress) -> Tour:
     from pipelines.ray_train import run_on_ray
     from pipelines.tracking import MlflowSink
     from serving.deployments import prepare, start
+    from serving.haproxy import free_port
 
     laps = Laps()
     run = out / "run"
-    if run.exists():
-        shutil.rmtree(run)
+    clear_earlier(run, recipe)
     note("starting Ray and MLflow")
     fast = prepare()  # before Ray, whose processes inherit the settings
     with ray_cluster():
@@ -90,6 +89,23 @@ def tour(recipe: Recipe, out: Path, note: Note, progress: Progress) -> Tour:
     for name in (STRIP_PICTURE, CURVES_PICTURE):
         shutil.copyfile(finished.artifacts / PICTURES / name, out / name)
     return Tour(finished, strip, reached, laps.seconds)
+
+
+def clear_earlier(run: Path, recipe: Recipe) -> None:
+    """Remove what an earlier tour left, and nothing else.
+
+    Raises:
+        MetainitError: the folder holds something else.
+    """
+    from pipelines.folder import RECIPE
+    from pipelines.recipe import load_recipe
+
+    if not run.exists() or not any(run.iterdir()):
+        return
+    left = run / RECIPE
+    if not left.is_file() or load_recipe(str(left)).name != recipe.name:
+        raise MetainitError(f"{run} exists and is not an earlier demo's: choose another folder with --out")
+    shutil.rmtree(run)
 
 
 def adapt_fetched(url: str, reference: str, prepared: Prepared) -> float:
@@ -145,10 +161,3 @@ class Laps:
         """Write down the seconds since the last lap."""
         now = time.monotonic()
         self.seconds[name], self._last = round(now - self._last, 1), now
-
-
-def free_port() -> int:
-    """Return a port of the loopback address that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

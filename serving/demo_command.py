@@ -49,7 +49,7 @@ def demo(
     if not result.convincing:
         typer.secho(
             f"the prior is {headline.gain:+.2f} dB [{headline.low:+.2f}, {headline.high:+.2f}] from the best "
-            f"ordinary start ({headline.control}) after {headline.steps} steps, expected at least "
+            f"control ({headline.control}) after {headline.steps} steps, expected at least "
             f"{NEEDED_DECIBELS:+.0f} dB",
             err=True,
             fg=typer.colors.RED,

@@ -132,7 +132,7 @@ def prepare() -> FastPath | None:
         return None
     fast = fast_path(program)
     atexit.register(fast.remove)
-    os.environ.update(fast.environment)  # Ray Serve reads it at its import, here and in its actors
+    fast.switch_on()  # Ray Serve reads it at its import, here and in its actors
     return fast
 
 
@@ -268,6 +268,6 @@ def _failure() -> str:
 
 
 def _default_cache() -> Path:
-    from pipelines.connection import data_folder
+    from metainit.places import data_folder
 
     return data_folder() / "store"

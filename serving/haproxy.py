@@ -13,7 +13,7 @@ import socket
 import stat
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _WRAPPER = """#!/bin/sh
@@ -32,13 +32,28 @@ exec '{binary}' "$@"
 
 @dataclass(frozen=True)
 class FastPath:
-    """The environment that turns the fast path on, and the private folder that it needs."""
+    """The environment that turns the fast path on, and the private folder that it needs.
+
+    `before`: what `switch_on` found in its place.
+    """
 
     folder: Path
     environment: dict[str, str]
+    before: dict[str, str | None] = field(default_factory=dict)
+
+    def switch_on(self) -> None:
+        """Set the environment of this process, which those that Ray starts inherit."""
+        self.before.update({key: os.environ.get(key) for key in self.environment})
+        os.environ.update(self.environment)
 
     def remove(self) -> None:
-        """Delete the folder."""
+        """Put the environment back and delete the folder; a second call does nothing."""
+        for key, value in self.before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+        self.before.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -31,6 +31,8 @@ from serving.cache import Cache, Entry
 from serving.catalog import Catalog, Facts, Init, Missing, Registry
 
 LOGGER = logging.getLogger("metainit.serving")
+GET_PATIENCE = 2.0
+"""Seconds that a request for an unknown name waits for a look at the registry that is under way."""
 _T = TypeVar("_T")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -139,7 +141,7 @@ class Store:
         try:
             facts = self._catalog.find(reference)
         except Missing:
-            self.refresh(younger_than=1.0)  # it may have been registered a moment ago
+            self.refresh(younger_than=1.0, patience=GET_PATIENCE)  # it may have been registered a moment ago
             facts = self._catalog.find(reference)
         return self._bring(facts)
 
@@ -158,9 +160,17 @@ class Store:
                     return self._bring(facts).blob
         raise Missing(f"no blob has the SHA-256 {sha256}")
 
-    def refresh(self, younger_than: float = 0.0) -> None:
-        """Look at the registry and move to what it says; a failure is kept in `status`."""
-        with self._refreshing:
+    def refresh(self, younger_than: float = 0.0, patience: float = -1.0) -> None:
+        """Look at the registry and move to what it says; a failure is kept in `status`.
+
+        Args:
+            younger_than: nothing is done where the last look is not older, in seconds.
+            patience: seconds to wait for a look that is under way, which may bring large files; negative
+                waits for its end.
+        """
+        if not self._refreshing.acquire(timeout=patience):
+            return
+        try:
             seen = self._status.refreshed
             if seen is not None and time.monotonic() - seen < younger_than:
                 return
@@ -181,6 +191,8 @@ class Store:
             self._catalog = settled
             self.counts.refreshes += 1
             self._status = Status(time.monotonic())
+        finally:
+            self._refreshing.release()
 
     def _follow(self) -> None:
         while not self._stopping.wait(self._poll):

@@ -7,7 +7,7 @@ tasks of the batch have in common (coordinates, projection angles) and has no ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -82,8 +82,10 @@ class Domain(Protocol):
         """Return the true signal of one task, ``(height, width, channels)`` in [0, 1]."""
         ...
 
-    def metrics(self, rendered: Tensor, query: Tensors) -> Mapping[str, float]:
-        """Return metrics by name (``psnr`` in dB, ``ssim``) of one rendered signal."""
+    def metrics(
+        self, rendered: Tensor, query: Tensors, names: Collection[str] | None = None
+    ) -> Mapping[str, float]:
+        """Return metrics by name (``psnr`` in dB, ``ssim``) of one rendered signal: all of them, or some."""
         ...
 
     def fingerprint(self) -> str:

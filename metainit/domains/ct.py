@@ -7,7 +7,7 @@ itself, or projections at other angles where the slice is not to be used for lea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -23,7 +23,7 @@ from metainit.domains.radon import radon
 from metainit.domains.seeding import generator_of, seed_of
 from metainit.domains.slices import SliceRules, Slices, load_slices
 from metainit.errors import DataError
-from metainit.evidence.metrics import psnr, ssim
+from metainit.evidence.metrics import METRICS
 
 MAX_VIEWS = 180
 """Parallel rays repeat after half a turn: 180 whole degrees."""
@@ -225,9 +225,12 @@ class CTDomain:
         """Return the true slice of one task, ``(size, size, 1)``."""
         return query["image"]
 
-    def metrics(self, rendered: Tensor, query: Tensors) -> Mapping[str, float]:
-        """Return `psnr` in dB and `ssim` of a rendered slice against the query's image."""
-        return {"psnr": psnr(rendered, query["image"]), "ssim": ssim(rendered, query["image"])}
+    def metrics(
+        self, rendered: Tensor, query: Tensors, names: Collection[str] | None = None
+    ) -> Mapping[str, float]:
+        """Return `psnr` in dB and `ssim` of a rendered slice against the query's image, or some of them."""
+        wanted = METRICS if names is None else {k: v for k, v in METRICS.items() if k in names}
+        return {name: metric(rendered, query["image"]) for name, metric in wanted.items()}
 
     def mean_signal(self, split: Split = "train") -> Tensor:
         """Return the mean slice of a split, ``(size, size, 1)``; of 256 phantoms in training.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from metainit.domains.grid import pixel_grid
 from metainit.domains.images import Array, NamedImage
 from metainit.domains.seeding import generator_of
 from metainit.errors import DataError
-from metainit.evidence.metrics import MAX_PSNR, psnr, ssim
+from metainit.evidence.metrics import MAX_PSNR, METRICS
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MAX_PYRAMID_LEVELS = 4
@@ -207,17 +207,25 @@ class ImageDomain:
         """Return the true image of one task, ``(height, width, channels)``."""
         return query["values"].reshape(self.config.height, self.config.width, -1)
 
-    def metrics(self, rendered: Tensor, query: Tensors) -> Mapping[str, float]:
-        """Return PSNR (dB) and SSIM against the image, over its known pixels where some are not known."""
+    def metrics(
+        self, rendered: Tensor, query: Tensors, names: Collection[str] | None = None
+    ) -> Mapping[str, float]:
+        """Return PSNR (dB) and SSIM against the image, over its known pixels where some are not known.
+
+        `names`: which of them; all unless given.
+        """
         truth = self.target(query)
+        wanted = METRICS if names is None else {k: v for k, v in METRICS.items() if k in names}
         if "known" not in query:
-            return {"psnr": psnr(rendered, truth), "ssim": ssim(rendered, truth)}
+            return {name: metric(rendered, truth) for name, metric in wanted.items()}
         known = query["known"].reshape(*truth.shape[:2], 1)
         judged = torch.where(known > 0.5, rendered, truth)
         # Unknown pixels agree by construction: the mean over the known ones is larger by their share.
         share = max(float(known.mean()), 1 / known.numel())
-        value = min(MAX_PSNR, psnr(judged, truth) + 10 * math.log10(share))
-        return {"psnr": round(value, 6), "ssim": ssim(judged, truth)}
+        found = {name: metric(judged, truth) for name, metric in wanted.items()}
+        if "psnr" in found:
+            found["psnr"] = round(min(MAX_PSNR, found["psnr"] + 10 * math.log10(share)), 6)
+        return found
 
     def mean_signal(self) -> Tensor:
         """Return the mean training image ``(height, width, channels)``, over at most 256 tasks."""

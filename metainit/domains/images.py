@@ -20,10 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import skimage.io
 import skimage.transform
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from metainit.errors import DataError, suggestion
 
 Array = npt.NDArray[np.float32]
+PHOTOGRAPHS = ("JPEG", "MPO")
+"""Pillow's names of the formats that may be turned by a tag, or hold CMYK."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 
 BUNDLED_TRAIN = (
@@ -132,13 +135,28 @@ def read_image(path: Path) -> NamedImage:
             # Of the last reader that is tried on a damaged file.
             warnings.filterwarnings("ignore", "The legacy `DICOM` plugin", DeprecationWarning)
             # From memory: the readers leave a file open that none of them can read.
-            values = np.asarray(skimage.io.imread(stream))
-    except (OSError, ValueError, SyntaxError, TypeError, EOFError, struct.error) as error:
+            values = _decoded(stream)
+    except (
+        OSError, ValueError, SyntaxError, TypeError, EOFError, struct.error, Image.DecompressionBombError,
+    ) as error:  # fmt: skip
         reason = (str(error).splitlines() or [type(error).__name__])[0].replace(f"`{stream}``", "it")
         raise DataError(f"{path}: cannot be read as an image: {reason}") from error
     if values.ndim == 4 and len(values) == 1:
         values = values[0]  # formats that can hold several pictures put an axis in front
     return NamedImage(str(path), as_pixels(values, str(path)))
+
+
+def _decoded(stream: io.BytesIO) -> npt.NDArray[Any]:
+    """Decode an image; photographs come upright and in grey or RGB, whatever the camera wrote."""
+    try:
+        with Image.open(stream) as picture:
+            if picture.format in PHOTOGRAPHS:
+                upright = ImageOps.exif_transpose(picture)
+                return np.asarray(upright if upright.mode in ("L", "RGB") else upright.convert("RGB"))
+    except UnidentifiedImageError:
+        pass  # scikit-image has readers for more than Pillow knows
+    stream.seek(0)
+    return np.asarray(skimage.io.imread(stream))
 
 
 def read_folder(

@@ -268,10 +268,6 @@ def _resize(stack: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     return np.asarray(scale(stack, (len(stack), size, size), **options), dtype=np.float32)
 
 
-def _split(groups: Sequence[str], rules: SliceRules) -> tuple[Split, ...]:
-    return split_by_group(groups, rules.validation, rules.test, rules.seed)
-
-
 def _digest(stack: NDArray[Any]) -> str:
     header = f"{stack.dtype.str}{stack.shape}".encode()
     return hashlib.sha256(header + np.ascontiguousarray(stack).tobytes()).hexdigest()

@@ -21,6 +21,7 @@ from metainit.meta.state import Parameters, TaskLosses
 from metainit.networks import function_of
 
 ANALYTIC = ("default", "kaiming", "orthogonal", "siren", "siren_scaled", "lsuv")
+ALL_CONTROLS = (*ANALYTIC, "mean_signal", "matched", "shuffled")
 MATCHED_DECIBELS = 40.0
 MATCH_ROUNDS = 20
 MATCH_STEPS = 100
@@ -128,7 +129,7 @@ def signal_controls(
     domain: Domain,
     prior: Start | None,
     seed: int,
-    names: Sequence[str] = (*ANALYTIC, "mean_signal", "matched", "shuffled"),
+    names: Sequence[str] = ALL_CONTROLS,
     left_out: dict[str, str] | None = None,
 ) -> list[Start]:
     """Return the controls of a signal domain: analytic, mean signal, matched and shuffled.

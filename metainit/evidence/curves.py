@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,10 +22,15 @@ from metainit.meta.state import Parameters, TaskLosses
 from metainit.networks import function_of
 
 GRID_RATIO = math.sqrt(10)
+Setting = tuple[str, float]
+"""Optimizer and step size."""
 SGD_GRID = tuple(0.01 * GRID_RATIO**i for i in range(7))
 ADAM_GRID = tuple(1e-4 * GRID_RATIO**i for i in range(6))
 MAX_EXTENSIONS = 8
 """Half decades beyond the grid; a best value still on the edge then is in effect no step at all."""
+SCREENING = 3
+FINALISTS = 3
+"""Settings of each number of steps that go on from the first tasks to all of them."""
 MANY_TASKS = 64
 WORST = 0.0
 """What a diverged fit scores: no image in [0, 1] has a lower PSNR, and it is still a number."""
@@ -53,9 +58,17 @@ class Bench:
     pool: ThreadPoolExecutor | None = None
 
     def curve(
-        self, start: Start, routine: AdaptationRoutine, batch: TaskBatch, steps: Sequence[int]
+        self,
+        start: Start,
+        routine: AdaptationRoutine,
+        batch: TaskBatch,
+        steps: Sequence[int],
+        metrics: Collection[str] | None = None,
     ) -> dict[str, Values]:
-        """Return each metric ``(tasks, len(steps))`` at the given steps; `WORST` where a fit diverged."""
+        """Return each metric ``(tasks, len(steps))`` at the given steps; `WORST` where a fit diverged.
+
+        `metrics`: which ones; all of the domain's unless given.
+        """
         function = function_of(self.network)
 
         def one(task: TaskBatch) -> list[Mapping[str, float]]:
@@ -68,7 +81,7 @@ class Bench:
                     if step in steps:
                         with torch.no_grad():
                             rendered = self.domain.render(function(weights), task.shared)
-                        found.append(_finite(self.domain.metrics(rendered, query)))
+                        found.append(_finite(self.domain.metrics(rendered, query, metrics)))
             except DivergenceError:
                 pass
             return found + [{}] * (len(steps) - len(found))
@@ -85,7 +98,7 @@ def _finite(metrics: Mapping[str, float]) -> Mapping[str, float]:
 
 @contextmanager
 def bench(network: nn.Module, domain: Domain) -> Iterator[Bench]:
-    """Yield a bench that fits narrow networks on as many threads as torch uses."""
+    """Yield a bench that on a CPU fits as many tasks at once as torch uses threads."""
     if choose("auto", weights_of(network), tasks=MANY_TASKS) != "threads":
         yield Bench(network, domain)
         return
@@ -95,7 +108,7 @@ def bench(network: nn.Module, domain: Domain) -> Iterator[Bench]:
 
 def best_routines(
     on: Bench,
-    start: Start,
+    draws: Sequence[Start],
     batch: TaskBatch,
     steps: Sequence[int],
     metric: str = "psnr",
@@ -104,11 +117,12 @@ def best_routines(
     """Return, for each number of steps, the optimizer and constant step size that do best on `batch`.
 
     SGD and Adam are searched on a grid of half decades that grows until no best value lies on its edge, so
-    that a control is never judged with a step size that was cut off.
+    that a control is never judged with a step size that was cut off. Every setting is tried on the first
+    `SCREENING` tasks, and the `FINALISTS` best of each number of steps on all of them.
 
     Args:
         on: network and domain.
-        start: where the fits begin.
+        draws: where the fits begin: draws of one rule, among which the tasks are dealt out.
         batch: validation tasks, neither trained on nor reported.
         steps: numbers of steps, each searched on its own (0 is left out).
         metric: what to maximize.
@@ -117,31 +131,44 @@ def best_routines(
     horizons = [s for s in steps if s > 0]
     if not horizons:
         return {}
-    scores: dict[tuple[str, float], Values] = {}
 
-    def score(optimizer: str, step_size: float) -> None:
-        if (optimizer, step_size) not in scores:
-            if progress is not None:
-                progress(f"{start.name}: {optimizer} {step_size:.2g}")
-            routine = _constant(optimizer, step_size, max(horizons))
-            scores[optimizer, step_size] = on.curve(start, routine, batch, horizons)[metric].mean(0)
+    def score(setting: Setting, tasks: TaskBatch, wanted: Sequence[int]) -> Values:
+        if progress is not None:
+            progress(f"{draws[0].name}: {setting[0]} {setting[1]:.2g}, {len(tasks)} tasks")
+        routine = _constant(*setting, max(wanted))
+        parts = [
+            on.curve(start, routine, tasks[index :: len(draws)], wanted, [metric])[metric]
+            for index, start in enumerate(draws[: len(tasks)])
+        ]
+        mean: Values = np.concatenate(parts).mean(0)
+        return mean
 
-    for optimizer, grid in (("sgd", SGD_GRID), ("adam", ADAM_GRID)):
-        for step_size in grid:
-            score(optimizer, step_size)
+    few = batch[: max(SCREENING, len(draws))]
+    screened = {s: score(s, few, horizons) for s in _grid()}
     for _ in range(MAX_EXTENSIONS):
-        beyond = _beyond_the_edges(scores, len(horizons))
+        beyond = _beyond_the_edges(screened, len(horizons))
         if not beyond:
             break
-        for optimizer, step_size in sorted(beyond):
-            score(optimizer, step_size)
-    best = {h: max(scores, key=lambda key: scores[key][i]) for i, h in enumerate(horizons)}
-    return {h: _constant(*key, h) for h, key in best.items()}
+        screened |= {s: score(s, few, horizons) for s in sorted(beyond)}
+    rank = {h: sorted(screened, key=lambda s: -screened[s][i]) for i, h in enumerate(horizons)}
+    if len(few) == len(batch):
+        return {h: _constant(*rank[h][0], h) for h in horizons}
+    final: dict[tuple[Setting, int], float] = {}
+    for setting in screened:
+        wanted = [h for h in horizons if setting in rank[h][:FINALISTS]]
+        if wanted:
+            final |= {(setting, h): v for h, v in zip(wanted, score(setting, batch, wanted), strict=True)}
+    best = {h: max((s for s in screened if (s, h) in final), key=lambda s: final[s, h]) for h in horizons}
+    return {h: _constant(*best[h], h) for h in horizons}
 
 
-def _beyond_the_edges(scores: Mapping[tuple[str, float], Values], horizons: int) -> set[tuple[str, float]]:
+def _grid() -> list[Setting]:
+    return [*(("sgd", size) for size in SGD_GRID), *(("adam", size) for size in ADAM_GRID)]
+
+
+def _beyond_the_edges(scores: Mapping[Setting, Values], horizons: int) -> set[Setting]:
     """Return the settings next to each optimizer's best ones that lie on the edge of its grid."""
-    wanted: set[tuple[str, float]] = set()
+    wanted: set[Setting] = set()
     for index in range(horizons):
         for optimizer in {name for name, _ in scores}:
             # Of each optimizer on its own: one that is cut off may lose for that reason only.
@@ -169,14 +196,25 @@ def tuned_curve(
     progress: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Values], dict[int, AdaptationRoutine]]:
     """Return a start's curve where each number of steps has its own best routine, and those routines."""
+    routines = {} if start.routine else best_routines(on, [start], tuning, steps, progress=progress)
+    return curve_of(on, start, routines, batch, steps), routines
+
+
+def curve_of(
+    on: Bench,
+    start: Start,
+    routines: Mapping[int, AdaptationRoutine],
+    batch: TaskBatch,
+    steps: Sequence[int],
+) -> dict[str, Values]:
+    """Return a start's curve with its own routine, or else with one for each number of steps."""
     if start.routine is not None:
-        return on.curve(start, start.routine, batch, steps), {}
-    routines = best_routines(on, start, tuning, steps, progress=progress)
+        return on.curve(start, start.routine, batch, steps)
     if not routines:
-        return on.curve(start, _constant("sgd", 0.0, 0), batch, steps), {}
+        return on.curve(start, _constant("sgd", 0.0, 0), batch, steps)
     columns: dict[int, dict[str, Values]] = {}
     # Horizons that share a setting share its run; the untouched start comes with the first of them.
-    settings: dict[tuple[str, float], list[int]] = {}
+    settings: dict[Setting, list[int]] = {}
     for step, routine in sorted(routines.items()):
         settings.setdefault((routine.optimizer, routine.step_size), []).append(step)
     untouched = [s for s in steps if s == 0]
@@ -186,7 +224,7 @@ def tuned_curve(
         for index, step in enumerate(wanted):
             columns[step] = {name: values[:, index] for name, values in found.items()}
     names = columns[steps[0]].keys()
-    return {name: np.stack([columns[s][name] for s in steps], axis=1) for name in names}, routines
+    return {name: np.stack([columns[s][name] for s in steps], axis=1) for name in names}
 
 
 def weights_of(network: nn.Module) -> Parameters:

@@ -7,94 +7,29 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from metainit.adaptation import trajectory
-from metainit.card import AdaptationRoutine, Record, Spec, canonical_json
+from metainit.card import AdaptationRoutine, Spec, canonical_json
 from metainit.checkpoint import SUFFIX, write_atomically
 from metainit.domains.base import Domain, TaskBatch
 from metainit.errors import DataError, SourceError
-from metainit.evidence.controls import ANALYTIC, signal_controls
-from metainit.evidence.curves import Start, bench, tuned_curve, weights_of
-from metainit.evidence.statistics import Values, bootstrap, paired_bootstrap
+from metainit.evidence.controls import ALL_CONTROLS, signal_controls
+from metainit.evidence.curves import Start, bench, best_routines, curve_of, weights_of
+from metainit.evidence.record import EvidenceRecord, Headline, Role, Series, record_of
+from metainit.evidence.statistics import Values
 from metainit.initialization import Analytic, Initialization, Prior, load
 from metainit.meta.state import TaskLosses
-from metainit.networks import build, function_of, require_same
+from metainit.networks import build, fitted_spec, function_of, require_same
 
-EVIDENCE_VERSION = 1
-ALL_CONTROLS = (*ANALYTIC, "mean_signal", "matched", "shuffled")
 Source = str | Path | Sequence[str | Path]
 """One source, or one for each training seed of the same method."""
-
-
-class Curve(Record):
-    """A start's metric against the adaptation step.
-
-    `values`: seeds x tasks x steps. `routine`: the card's, or for each number of steps the best one found.
-    """
-
-    source: str
-    role: Literal["candidate", "control"]
-    routine: dict[str, Any]
-    values: list[list[list[float]]]
-    mean: list[float]
-    low: list[float]
-    high: list[float]
-    ssim: list[float]
-
-
-class Comparison(Record):
-    """The candidate's gain over one control at one step, and when the control draws level with it."""
-
-    control: str
-    steps: int
-    gain: float
-    low: float
-    high: float
-    draws_level_at: int | None
-
-
-class Headline(Record):
-    """The candidate after its own number of steps, against the best control after as many."""
-
-    metric: str
-    steps: int
-    value: float
-    control: str
-    control_value: float
-    gain: float
-    low: float
-    high: float
-    tasks: int
-    seeds: int
-
-
-class EvidenceRecord(Record):
-    """What is written to evidence.json.
-
-    `left_out`: controls that could not be made for some seed, and why. `candidate_digest`: of the first
-    source's card, so that evidence that lies beside other weights is told apart.
-    """
-
-    schema_version: Literal[1] = 1
-    domain: Spec | None
-    data_fingerprint: str
-    network: Spec | None
-    metric: str = "psnr"
-    higher_is_better: bool = True
-    steps: list[int]
-    task_ids: list[str]
-    seeds: list[int]
-    curves: list[Curve]
-    comparisons: list[Comparison]
-    headline: Headline | None
-    left_out: dict[str, str] = Field(default_factory=dict)
-    candidate_digest: str = ""
+OBSERVED = 10
+"""Training signals for sources that learn from a few."""
 
 
 @dataclass(frozen=True)
@@ -196,15 +131,16 @@ def measure(
     """Measure starts beside their controls on held-out tasks.
 
     A learned start runs its card's routine. Analytic starts and controls get, for each number of steps, the
-    optimizer and step size that do best on validation tasks.
+    optimizer and step size that do best on validation tasks, over all their draws.
 
     Args:
-        sources: what `metainit.load` takes; the first one is the candidate of the headline. A source may be a
-            sequence of checkpoints, one a training seed.
+        sources: what `metainit.load` takes; the first learned one is the candidate of the headline. A source
+            may be a sequence of checkpoints, one a training seed.
         domain: its test split is reported, its validation split tunes the controls.
         steps: adaptation steps to report; each start's own number of steps is reported too.
         tasks: how many test tasks (all of them where the data have fewer).
-        network: needed where no source has a card that names one.
+        network: needed where no source has a card that names one; numbers of inputs and outputs that it
+            leaves out are the domain's.
         controls: which controls to measure beside the sources.
         seeds: of the random draws of each control: how many, or which.
         tuning_tasks: how many validation tasks tune the controls.
@@ -214,6 +150,8 @@ def measure(
     Raises:
         SourceError: a source cannot be loaded, a group mixes kinds, or no network is known.
         DataError: the domain has no test or validation tasks, or the steps are none.
+        RecipeError: the network has other numbers of inputs or outputs than the domain.
+        MismatchError: a source was made for another network.
     """
     steps = sorted(set(steps))
     if not steps or steps[0] < 0:
@@ -226,6 +164,7 @@ def measure(
             "no source has a card that names a network: pass network=Spec(name=..., arguments=...) "
             "(--network on the command line)"
         )
+    spec = fitted_spec(spec, domain)
     for group, initializations in zip(groups, loaded, strict=True):
         for source, initialization in zip(group, initializations, strict=True):
             require_same(initialization.card.network, spec, f"source {str(source)!r}")
@@ -240,31 +179,36 @@ def measure(
     kept: dict[str, Measured] = {}
     with bench(target, domain) as on:
 
-        def curves_of(starts: Sequence[Start], role: Literal["candidate", "control"]) -> Series:
-            routine: dict[str, Any] = {}
+        def curves_of(starts: Sequence[Start], role: Role) -> Series:
+            first = starts[0]
+            note(f"measuring {first.name}")
+            tuned = {} if first.routine else best_routines(on, starts, tuning, steps, progress=note)
+            kept[first.name] = Measured(first, tuned)
+            routine = (
+                first.routine.model_dump(mode="json", exclude={"per_tensor"})
+                if first.routine
+                else {str(k): v.model_dump(mode="json") for k, v in sorted(tuned.items())}
+            )
             found: list[dict[str, Values]] = []
-            name = starts[0].name
-            for start in starts:
-                note(f"measuring {start.name}")
-                values, tuned = tuned_curve(on, start, tuning, test, steps)
-                kept.setdefault(name, Measured(start, tuned))
-                routine = (
-                    start.routine.model_dump(mode="json", exclude={"per_tensor"})
-                    if start.routine
-                    else {str(k): v.model_dump(mode="json") for k, v in sorted(tuned.items())}
-                )
-                found.append(values)
+            for number, start in enumerate(starts, 1):
+                note(f"measuring {first.name}, {number} of {len(starts)}")
+                found.append(curve_of(on, start, tuned, test, steps))
             stacked = {k: np.stack([f[k] for f in found]) for k in found[0]}
-            return Series(name, role, routine, stacked)
+            return Series(first.name, role, routine, stacked)
 
         prior: Start | None = None
+        digest = loaded[0][0].card.digest
         for group, initializations in zip(groups, loaded, strict=True):
             starts = _starts(initializations, group, target, domain, drawn)
             taken = [s.source for s in series]
             starts = [replace(s, name=_unique(s.name, taken)) for s in starts]
             learned = starts[0].routine is not None
-            prior = prior or (starts[0] if learned else None)
-            series.append(curves_of(starts, "candidate" if learned and not series else "control"))
+            role: Role = "control"
+            if learned:
+                role = "source" if prior else "candidate"
+            if role == "candidate":
+                prior, digest = starts[0], initializations[0].card.digest
+            series.append(curves_of(starts, role))
         asked = {i.card.name for g in loaded for i in g if isinstance(i, Analytic)}
         names = [name for name in controls if name not in asked]
         failed: dict[str, str] = {}
@@ -278,18 +222,7 @@ def measure(
             if starts:
                 label = _unique(starts[0].name, [s.source for s in series])
                 series.append(curves_of([replace(s, name=label) for s in starts], "control"))
-    first = loaded[0][0].card.digest
-    return Evidence(_record(series, domain, spec, domain_spec, steps, test, drawn, failed, first), kept)
-
-
-@dataclass(frozen=True)
-class Series:
-    """One start's values, seeds x tasks x steps, of each metric."""
-
-    source: str
-    role: Literal["candidate", "control"]
-    routine: dict[str, Any]
-    values: dict[str, Values]
+    return Evidence(record_of(series, domain, spec, domain_spec, steps, test, drawn, failed, digest), kept)
 
 
 def held_out(domain: Domain, split: Literal["validation", "test"], count: int) -> TaskBatch:
@@ -336,10 +269,12 @@ def _starts(
             )
             for prior in learned
         ]
-    coordinates = _coordinates(domain)
+    coordinates, observation = _coordinates(domain), _observation(domain)
     starts = []
     for seed in seeds:
-        filled = first.init_(copy.deepcopy(network), seed=seed, example_inputs=coordinates)
+        filled = first.init_(
+            copy.deepcopy(network), seed=seed, example_inputs=coordinates, observation=observation
+        )
         starts.append(Start(first.card.name, weights_of(filled)))
     return starts
 
@@ -364,79 +299,8 @@ def _coordinates(domain: Domain) -> torch.Tensor:
     return next(v for k, v in shared.items() if k.endswith("coordinates"))
 
 
-def _record(
-    series: Sequence[Series],
-    domain: Domain,
-    network: Spec,
-    domain_spec: Spec | None,
-    steps: list[int],
-    test: TaskBatch,
-    seeds: list[int],
-    left_out: dict[str, str],
-    candidate_digest: str,
-) -> EvidenceRecord:
-    comparisons: list[Comparison] = []
-    headline: Headline | None = None
-    candidate = next((s for s in series if s.role == "candidate"), None)
-    others = [s for s in series if s is not candidate]
-    if candidate is not None and others:
-        own = int(candidate.routine.get("steps", steps[-1]))
-        at = steps.index(own) if own in steps else len(steps) - 1
-        comparisons = [_compare(candidate, o, steps, k) for o in others for k in range(len(steps))]
-        best = max(others, key=lambda o: o.values["psnr"][:, :, at].mean())
-        gain = _compare(candidate, best, steps, at)
-        headline = Headline(
-            metric="psnr",
-            steps=steps[at],
-            value=round(float(candidate.values["psnr"][:, :, at].mean()), 4),
-            control=best.source,
-            control_value=round(float(best.values["psnr"][:, :, at].mean()), 4),
-            gain=gain.gain,
-            low=gain.low,
-            high=gain.high,
-            tasks=len(test),
-            seeds=len(candidate.values["psnr"]),
-        )
-    return EvidenceRecord(
-        domain=domain_spec,
-        data_fingerprint=domain.fingerprint(),
-        network=network,
-        steps=steps,
-        task_ids=list(test.ids),
-        seeds=seeds,
-        curves=[_curve(s) for s in series],
-        comparisons=comparisons,
-        headline=headline,
-        left_out=left_out,
-        candidate_digest=candidate_digest,
-    )
-
-
-def _compare(candidate: Series, other: Series, steps: Sequence[int], at: int) -> Comparison:
-    gain = paired_bootstrap(candidate.values["psnr"][:, :, at], other.values["psnr"][:, :, at])
-    reached = candidate.values["psnr"][:, :, at].mean()
-    level = next((s for i, s in enumerate(steps) if other.values["psnr"][:, :, i].mean() >= reached), None)
-    return Comparison(
-        control=other.source,
-        steps=steps[at],
-        gain=round(gain.mean, 4),
-        low=round(gain.low, 4),
-        high=round(gain.high, 4),
-        draws_level_at=level,
-    )
-
-
-def _curve(series: Series) -> Curve:
-    values = series.values["psnr"]
-    intervals = [bootstrap(values[:, :, i]) for i in range(values.shape[2])]
-    ssim = series.values.get("ssim")
-    return Curve(
-        source=series.source,
-        role=series.role,
-        routine=series.routine,
-        values=np.round(values, 4).tolist(),
-        mean=[round(i.mean, 4) for i in intervals],
-        low=[round(i.low, 4) for i in intervals],
-        high=[round(i.high, 4) for i in intervals],
-        ssim=[] if ssim is None else np.round(ssim.mean((0, 1)), 4).tolist(),
-    )
+def _observation(domain: Domain) -> Tensor:
+    """Return some training signals, ``(signals, points, channels)``: what a data-light rule may see."""
+    query = domain.tasks(0, 0, OBSERVED, "train").query
+    signals = [domain.target({k: v[i] for k, v in query.items()}) for i in range(OBSERVED)]
+    return torch.stack([signal.reshape(-1, signal.shape[-1]) for signal in signals])

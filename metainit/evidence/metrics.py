@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -86,3 +87,7 @@ def _same_shape(a: Tensor, b: Tensor) -> None:
             "metrics: expected two images (height, width, channels) of one shape, came "
             f"{tuple(a.shape)} and {tuple(b.shape)}"
         )
+
+
+METRICS: Mapping[str, Callable[[Tensor, Tensor], float]] = MappingProxyType({"psnr": psnr, "ssim": ssim})
+"""The metrics of signals by name."""

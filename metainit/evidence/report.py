@@ -13,17 +13,18 @@ from metainit.checkpoint import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metainit.evidence.measuring import EvidenceRecord
+    from metainit.evidence.record import EvidenceRecord
 
-OUR_COLOUR = "#c2410c"
-"""The candidate's; controls take greys and blues, so that it is told apart in print too."""
+LEARNED = {"candidate": ("#c2410c", "o-"), "source": ("#7c3aed", "s--")}
+"""Colour and line of learned starts; controls take greys, so that they are told apart in print too."""
 UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 """Format -> what its metadata leave out: what differs from run to run."""
 
 
 def text_table(record: EvidenceRecord) -> str:
     """Return a table with one line a start and one column a number of steps, best starts first."""
-    order = sorted(record.curves, key=lambda c: (c.role == "control", -c.mean[-1]))
+    rank = {"candidate": 0, "source": 1, "control": 2}
+    order = sorted(record.curves, key=lambda c: (rank[c.role], -c.mean[-1]))
     width = max(len(c.source) for c in order)
     head = f"{'start'.ljust(width)}  " + "  ".join(f"{s:>13} steps" for s in record.steps)
     lines = [head, "-" * len(head)]
@@ -64,9 +65,10 @@ def plot_curves(record: EvidenceRecord, path: Path) -> None:
         )
         axes.fill_between(record.steps, curve.low, curve.high, color="0.6", alpha=0.12, linewidth=0)
     for curve in record.curves:
-        if curve.role == "candidate":
-            axes.plot(record.steps, curve.mean, "o-", color=OUR_COLOUR, linewidth=2, label=curve.source)
-            axes.fill_between(record.steps, curve.low, curve.high, color=OUR_COLOUR, alpha=0.2, linewidth=0)
+        if curve.role in LEARNED:
+            colour, style = LEARNED[curve.role]
+            axes.plot(record.steps, curve.mean, style, color=colour, linewidth=2, label=curve.source)
+            axes.fill_between(record.steps, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
     if max(record.steps) > 50:
         axes.set_xscale("symlog", linthresh=1)
     axes.set_xlabel("adaptation steps")

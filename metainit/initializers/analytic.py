@@ -83,6 +83,8 @@ def orthogonal(network: nn.Module, context: Context) -> None:
     with torch.no_grad():
         for name, value in network.named_parameters():
             if known[name] is Role.WEIGHT:
-                nn.init.orthogonal_(value, generator=context.generator)
+                # In single precision at least: there is no QR decomposition of half-precision tensors.
+                drawn = torch.empty_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
+                value.copy_(nn.init.orthogonal_(drawn, generator=context.generator))
             else:
                 value.fill_(1.0 if known[name] is Role.NORM_WEIGHT else 0.0)

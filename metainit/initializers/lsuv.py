@@ -35,6 +35,8 @@ def lsuv(network: nn.Module, context: Context) -> None:
         1.0
     """
     inputs = need(context.example_inputs, "example_inputs", "LSUV measures variances on data")
+    like = next(network.parameters(), inputs)
+    inputs = inputs.to(like.dtype) if inputs.is_floating_point() else inputs
     before = {k: v.detach().clone() for k, v in network.state_dict().items()}
     try:
         orthogonal(network, context)

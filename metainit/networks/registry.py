@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metainit.card import Spec
-from metainit.domains.base import Predict
+from metainit.domains.base import Domain, Predict
 from metainit.errors import MismatchError, RecipeError, suggestion
 from metainit.networks.fourier_mlp import FourierMLP
 from metainit.networks.siren import Siren
@@ -66,6 +66,30 @@ def complete(spec: Spec) -> Spec:
     known = inspect.signature(NETWORKS[spec.name]).parameters
     defaults = {k: p.default for k, p in known.items() if p.default is not inspect.Parameter.empty}
     return Spec(name=spec.name, arguments={**defaults, **spec.arguments})
+
+
+def fitted_spec(spec: Spec, domain: Domain) -> Spec:
+    """Return the spec with the domain's numbers of inputs and outputs, where it takes them.
+
+    Raises:
+        RecipeError: the spec says other numbers.
+
+    Example:
+        >>> from metainit.domains.ct import CTConfig, CTDomain
+        >>> fitted_spec(Spec(name='siren'), CTDomain(CTConfig(size=16))).arguments['out_features']
+        1
+    """
+    needed = {"in_features": domain.input_features, "out_features": domain.output_features}
+    if spec.name not in NETWORKS:
+        return spec
+    known = inspect.signature(NETWORKS[spec.name]).parameters
+    arguments = dict(spec.arguments)
+    for name, value in needed.items():
+        if name in known and arguments.setdefault(name, value) != value:
+            raise RecipeError(
+                f"network.{name} is {arguments[name]}, the domain has {value}: leave it out, and it will fit"
+            )
+    return Spec(name=spec.name, arguments=arguments)
 
 
 def require_same(made_for: Spec | None, asked: Spec, source: str) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from metainit.client import Client, cache_folder, resolve_url
+from metainit.client import CACHE, Client, resolve_url
 from metainit.errors import EndpointError
+from metainit.places import cache_folder
 from metainit.references import Reference, parse_url
 from metainit.transfer import Retry, file_sha256
 from serving.app import create_app
@@ -325,7 +326,7 @@ def test_resolve_url_uses_the_shared_cache(
 
     monkeypatch.setattr("metainit.client.httpx.Client", in_process)
     path = resolve_url("http://endpoint/v1/inits/faces@champion")
-    assert path.is_relative_to(tmp_path / "shared") and path.is_relative_to(cache_folder())
+    assert path.is_relative_to(tmp_path / "shared") and path.is_relative_to(cache_folder(CACHE))
     assert file_sha256(path) == shelf.digests[shelf.files["faces"][1]]
 
 

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import skimage.io
 
+from metainit import checkpoint
+from metainit.card import AdaptationRoutine, Card, DataSource, Method, Provenance, Spec
 from metainit.cli import main
 from metainit.evidence.measuring import Evidence
 from metainit.evidence.metrics import MAX_PSNR
 from metainit.fitting import REPORT_FILE, WEIGHTS_FILE
 from metainit.initialization import load
+from metainit.networks import build
 from tests.metainit.evidence.toys import BLOB_DOMAIN, NETWORK, blob_prior, blobs
 
 SPEC = json.dumps(NETWORK.model_dump())
@@ -82,6 +85,28 @@ def test_measure_an_analytic_start_on_phantoms(tmp_path: Path, capsys: pytest.Ca
     value = json.loads(capsys.readouterr().out)
     assert value["headline"] is None and value["task_ids"] == ["phantom-test-0"]
     assert value["network"]["arguments"]["width"] == 4
+
+
+def test_measure_does_not_put_other_data_in_place_of_a_users(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without its slices the domain of such a card would draw phantoms."""
+    network = Spec(name="siren", arguments={"width": 4, "depth": 2, "out_features": 1})
+    source = DataSource(description="my scans", fingerprint="0" * 64)
+    card = Card(
+        kind="prior",
+        name="scans",
+        method=Method(name="reptile"),
+        network=network,
+        domain=Spec(name="ct", arguments={"size": 8}),
+        routine=AdaptationRoutine(steps=1, step_size=0.1),
+        provenance=Provenance(data=source),
+    )
+    path = tmp_path / "scans.safetensors"
+    checkpoint.save(path, dict(build(network).state_dict()), card)
+    assert status_of(["measure", path, "--out", tmp_path / "out"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "'scans' was learned on other data (my scans)" in said and "--data" in said
 
 
 @pytest.mark.parametrize("steps", ["abc", "1,x", "", "-1,2", "1.5"])

@@ -12,8 +12,6 @@ import pytest
 from metainit.cli import main
 from metainit.diagnosis import Finding, diagnose
 
-# MLflow uses what SQLAlchemy 2.1 has deprecated; nothing of ours calls SQLAlchemy.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
 NOWHERE = Path("/proc/metainit")
 """A folder that nobody can make, not even root."""
 

@@ -11,7 +11,7 @@ import pytest
 import skimage.io
 import torch
 
-from metainit import checkpoint
+from metainit import checkpoint, fitting
 from metainit.adaptation import Task
 from metainit.card import AdaptationRoutine, Spec
 from metainit.domains.ct import CTConfig, CTDomain
@@ -22,6 +22,7 @@ from metainit.evidence.metrics import psnr
 from metainit.fitting import REPORT_FILE, WEIGHTS_FILE, _Job, fit_all, prepare_fitter
 from metainit.initialization import Initialization, load
 from metainit.networks import build
+from metainit.networks.chunks import in_chunks
 from metainit.signals import read_signal, signal_paths
 from tests.metainit.evidence.toys import write_prior
 
@@ -327,3 +328,16 @@ def test_a_start_without_a_routine_or_a_network_says_what_is_missing(folder: Pat
         fit_all(folder, start_for(COLOUR, tmp_path, None), tmp_path / "out")
     with pytest.raises(SourceError, match="fits any network: say which one with --network"):
         fit_all(folder, load("siren"), tmp_path / "out", routine=ROUTINE)
+
+
+def test_a_picture_of_many_pixels_is_fitted_in_chunks_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "in" / "a.png", 9, 13, 3)
+    start = start_for(COLOUR, tmp_path)
+    fit_all(tmp_path / "in", start, tmp_path / "whole")
+    monkeypatch.setattr(fitting, "in_chunks", lambda function: in_chunks(function, rows=20))
+    fit_all(tmp_path / "in", start, tmp_path / "chunks")
+    whole, chunks = (checkpoint.load(tmp_path / n / "a.png" / WEIGHTS_FILE) for n in ("whole", "chunks"))
+    for name, value in whole.tensors.items():
+        torch.testing.assert_close(chunks.tensors[name], value, rtol=1e-4, atol=1e-5)

@@ -97,9 +97,3 @@ def make_evidence(level: float, low: float = 1.0, seed: int = 0, **changes: Any)
             "seeds": 3,
         },
     } | changes
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let MLflow use what SQLAlchemy 2.1 has deprecated; nothing of ours calls SQLAlchemy."""
-    for item in items:
-        item.add_marker(pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning"))

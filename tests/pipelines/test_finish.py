@@ -41,7 +41,7 @@ def recipe_of(settings: list[str], folder: Path) -> Recipe:
     data = folder / "blobs.npz"
     if not data.exists():
         np.savez(data, x=blobs(30))
-    return load_recipe(NAME, [*settings, f"domain.data={data}"])
+    return load_recipe(NAME, [settings[0], f"domain.data={data}", *settings[1:]])
 
 
 def run(settings: list[str], folder: Path, notes: list[str] | None = None) -> tuple[Finished, Prepared, str]:
@@ -117,6 +117,23 @@ def test_a_first_version_that_does_not_beat_its_controls_is_no_champion(home: Pa
     assert finished.decision.alias == "challenger"
     assert finished.decision.reason.startswith("not surely better than")
     assert Registry().aliases(NAME) == {"challenger": 1}
+
+
+def test_a_champion_of_other_data_is_measured_again_on_the_new_held_out_tasks(
+    home: Path, tmp_path: Path
+) -> None:
+    first, _, _ = run(UNTRAINED, tmp_path / "one")
+    Registry().promote(first.version.reference)
+    np.savez(tmp_path / "others.npz", x=blobs(30, seed=7))
+    notes: list[str] = []
+    second, _, _ = run([*TRAINED, f"domain.data={tmp_path / 'others.npz'}"], tmp_path / "two", notes)
+    assert f"measuring {NAME}/1 again" in notes
+    assert second.decision.alias == "champion" and second.decision.against == f"{NAME}/1"
+    assert second.decision.reason.startswith("better than the champion by")
+    wider = [s.replace("width: 24", "width: 32") for s in TRAINED]
+    third, _, _ = run(wider, tmp_path / "three", notes)
+    assert notes.count(f"measuring {NAME}/2 again") == 1
+    assert third.decision.gain is not None and "than the champion" in third.decision.reason
 
 
 def test_what_was_measured_stays_where_the_registry_cannot_be_reached(

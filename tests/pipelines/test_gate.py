@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from metainit.errors import RegistryError
+from metainit.errors import MismatchError, RegistryError
 from pipelines.gate import admit, decide
 from pipelines.registry import Registry, Version
 from tests.pipelines.conftest import MakeFolder, make_evidence
@@ -115,6 +115,20 @@ def test_another_network_is_refused_unless_both_are_measured_again(
     assert admit(registry, version, remeasure).alias == "champion"
     assert asked == [("faces/2", "faces/1")]
     assert registry.aliases("faces") == {"champion": 2, "previous": 1}
+
+
+def test_where_measuring_again_fails_the_reason_says_so(home: Path, make_folder: MakeFolder) -> None:
+    registry = Registry()
+    admit(registry, registry.register(make_folder(1, make_evidence(30)), "faces"))
+    version = registry.register(make_folder(2, make_evidence(31, data_fingerprint="other")), "faces")
+
+    def remeasure(new: Version, old: Version) -> tuple[dict[str, Any], dict[str, Any]]:
+        raise MismatchError("one output, expected 3")
+
+    refused = admit(registry, version, remeasure)
+    assert refused.alias == "challenger" and not refused.comparable
+    assert "data_fingerprint changed" in refused.reason
+    assert "faces/1 could not be measured again: one output, expected 3" in refused.reason
 
 
 def test_a_champion_without_evidence_is_not_overtaken_silently(home: Path, make_folder: MakeFolder) -> None:

@@ -16,12 +16,12 @@ import pytest
 
 from metainit import checkpoint
 from metainit.errors import CheckpointError, RegistryError, SourceError
+from metainit.transfer import file_sha256
 from pipelines.artifacts import QUARANTINE
 from pipelines.connection import connect, quiet, store_uri
 from pipelines.flavour import LoadedInitialization, _load_pyfunc
 from pipelines.lock import PREFIX, Lease, _bury, locked
 from pipelines.registry import Registry, cached, load_source
-from pipelines.version import sha256_of
 from tests.pipelines.conftest import MakeFolder, make_evidence
 
 
@@ -37,7 +37,7 @@ def test_a_version_says_what_it_is_without_its_artifacts(registry: Registry, mak
     (version,) = registry.versions("faces")
     assert version == made
     file = folder / "checkpoint.safetensors"
-    assert (version.sha256, version.size) == (sha256_of(file), file.stat().st_size)
+    assert (version.sha256, version.size) == (file_sha256(file), file.stat().st_size)
     assert (version.kind, version.method, version.network) == ("prior", "reptile", "siren")
     assert version.headline == make_evidence(30)["headline"]
     assert version.tags["metainit.data_fingerprint"] == "photos-1"

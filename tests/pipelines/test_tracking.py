@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from metainit.errors import RegistryError
+from metainit.places import data_folder
 from pipelines import tracking
 from pipelines.connection import connect
 from pipelines.gate import admit
@@ -134,7 +135,7 @@ def test_the_list_sink_keeps_what_it_is_told(make_folder: MakeFolder) -> None:
 
 
 def test_the_default_place_is_told_from_here_too(home: Path) -> None:
-    assert tracking.data_folder() == home
+    assert data_folder() == home
     assert tracking.store_uri() == f"sqlite:///{home}/mlflow.db"
 
 

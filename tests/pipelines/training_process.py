@@ -59,6 +59,8 @@ def main(order: dict[str, Any]) -> None:
 
         train(read_recipe(job["recipe"]), job["folder"], sink=ListSink(), world=world, progress=progress)
     if world.size > 1:
+        # A group that one process leaves while another still works on it ends that one.
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 

@@ -12,13 +12,18 @@ from pathlib import Path
 
 import pytest
 import skimage.io
+import yaml
 
 from metainit.errors import MetainitError
-from metainit.evidence.measuring import Evidence, EvidenceRecord
+from metainit.evidence.measuring import Evidence
+from metainit.evidence.record import EvidenceRecord
 from pipelines.finish import Finished
+from pipelines.folder import RECIPE
 from pipelines.gate import Decision
+from pipelines.recipe import load_recipe
 from pipelines.version import Version
-from serving.demo import NEEDED_DECIBELS, Laps, Tour, check_fetched, free_port
+from serving.demo import NEEDED_DECIBELS, Laps, Tour, check_fetched, clear_earlier
+from serving.haproxy import free_port
 
 LIMIT_S = 420.0
 """A quarter of this on an idle machine with two cores; it ends what hangs, and measures nothing."""
@@ -116,3 +121,21 @@ def test_laps_add_up_to_the_whole_time() -> None:
 def test_a_free_port_is_free() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", free_port()))
+
+
+def test_only_an_earlier_demo_is_cleared_away(tmp_path: Path) -> None:
+    recipe, run = load_recipe("image-photos-debug"), tmp_path / "run"
+    clear_earlier(run, recipe)
+    run.mkdir()
+    clear_earlier(run, recipe)
+    (run / "thesis.txt").write_text("years of work")
+    with pytest.raises(MetainitError, match="not an earlier demo's: choose another folder"):
+        clear_earlier(run, recipe)
+    other = load_recipe("ct-phantoms-debug")
+    (run / RECIPE).write_text(yaml.safe_dump(other.dump()))
+    with pytest.raises(MetainitError, match="not an earlier demo's"):
+        clear_earlier(run, recipe)
+    assert (run / "thesis.txt").read_text() == "years of work"
+    (run / RECIPE).write_text(yaml.safe_dump(recipe.dump()))
+    clear_earlier(run, recipe)
+    assert not run.exists()

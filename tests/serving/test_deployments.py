@@ -71,6 +71,31 @@ def test_endpoint_on_ray_serve(home: Path, tmp_path: Path) -> None:
     check_port("127.0.0.1", port)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray and MLflow bring warnings of their own
+def test_a_second_endpoint_after_the_first_is_as_fast(home: Path) -> None:
+    before = dict(os.environ)
+    for _ in range(2):
+        with start(port=free_port(), patience=200) as endpoint:
+            assert binary() is None or os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+            answer = httpx.get(f"{endpoint.url}/v1/inits")
+            assert answer.status_code == 200
+            assert binary() is None or answer.headers["server"] == "uvicorn"
+        assert dict(os.environ) == before
+
+
+def test_the_environment_of_the_fast_path_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    before = dict(os.environ)
+    fast = fast_path("/bin/true")
+    fast.switch_on()
+    assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1" and fast.folder.is_dir()
+    fast.remove()
+    fast.remove()
+    assert dict(os.environ) == before and not fast.folder.exists()
+
+
 def test_a_port_in_use_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -157,6 +157,30 @@ def test_a_new_name_is_found_without_waiting_for_the_next_look(
     assert version(store, "new") == 1
 
 
+def test_an_unknown_name_does_not_wait_for_a_long_pull(
+    store: Store, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.store.GET_PATIENCE", 0.05)
+    under_way, go_on = threading.Event(), threading.Event()
+    names = shelf.names
+
+    def slow() -> list[str]:
+        under_way.set()
+        assert go_on.wait(30)
+        return names()
+
+    monkeypatch.setattr(shelf, "names", slow)
+    look = threading.Thread(target=store.refresh)
+    look.start()
+    try:
+        assert under_way.wait(30)
+        with pytest.raises(Missing):
+            store.get(Reference.parse("nobody"))
+    finally:
+        go_on.set()
+        look.join()
+
+
 def test_a_blob_that_is_not_at_hand_is_brought(store: Store, shelf: Shelf) -> None:
     shelf.add("ct", 3)
     store.refresh()

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from metainit.domains.base import Split, TaskBatch
 from metainit.domains.image import ImageConfig, ImageDomain
-from metainit.domains.images import as_pixels, bundled_photographs, centre_cropped, resized, with_channels
+from metainit.domains.images import (
+    as_pixels,
+    bundled_photographs,
+    centre_cropped,
+    read_image,
+    resized,
+    with_channels,
+)
 from metainit.errors import DataError
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -260,6 +267,23 @@ class TestFolder:
         path.write_bytes(path.read_bytes()[:-200])
         with pytest.raises(DataError, match="half.jpg"):
             ImageDomain(ImageConfig(folder=tmp_path, height=8, width=8))
+
+    def test_a_photograph_comes_upright_and_in_rgb(self, tmp_path: Path) -> None:
+        pixels = np.zeros((16, 24, 3), dtype=np.uint8)
+        pixels[:, :12] = (200, 40, 40)
+        turned = Image.fromarray(pixels).rotate(90, expand=True)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # the top of the picture is at the right of what is stored
+        turned.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+        upright = read_image(tmp_path / "turned.jpg").pixels
+        assert upright.shape == (16, 24, 3)
+        np.testing.assert_allclose(upright[8, 4], np.array([200, 40, 40]) / 255, atol=0.05)
+        Image.fromarray(pixels).convert("CMYK").save(tmp_path / "print.jpg", quality=95)
+        printed = read_image(tmp_path / "print.jpg").pixels
+        assert printed.shape == (16, 24, 3)
+        np.testing.assert_allclose(printed[8, 4], np.array([200, 40, 40]) / 255, atol=0.05)
+        Image.fromarray(pixels).convert("L").save(tmp_path / "grey.jpg")
+        assert read_image(tmp_path / "grey.jpg").pixels.shape == (16, 24, 1)
 
     def test_without_an_image_it_says_what_it_looked_for(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="it has no image; expected files ending in .png, .jpg"):

@@ -14,6 +14,7 @@ from metainit.card import AdaptationRoutine, Continuation
 from metainit.domains.base import TaskBatch
 from metainit.evidence.curves import (
     ADAM_GRID,
+    FINALISTS,
     GRID_RATIO,
     SGD_GRID,
     WORST,
@@ -48,10 +49,10 @@ def test_the_step_size_is_found_however_far_from_the_grid_it_lies(halves: int) -
     """One gradient step of 1/h is exact, which nothing else is: neither Adam nor a size beside it."""
     best = SGD_GRID[0] * GRID_RATIO**halves
     on, tried = bowls(1 / best), []
-    found = best_routines(on, from_zero(), all_of(on), [1], progress=tried.append)
+    found = best_routines(on, [from_zero()], all_of(on), [1], progress=tried.append)
     assert (found[1].optimizer, found[1].steps) == ("sgd", 1)
     assert found[1].step_size == pytest.approx(best, rel=1e-9)
-    sizes = sorted(float(m[1]) for text in tried if (m := re.fullmatch(r"zero: sgd (\S+)", text)))
+    sizes = sorted(float(m[1]) for text in tried if (m := re.fullmatch(r"zero: sgd (\S+), 3 tasks", text)))
     assert len(sizes) == len(set(sizes))  # nothing is tried twice
     assert sizes[0] < 0.9 * best and sizes[-1] > 1.1 * best  # its neighbours were tried, so it is no edge
 
@@ -61,7 +62,7 @@ def test_adams_step_size_is_found_too(halves: int) -> None:
     """Adam's first step has its own length whatever the slope, and the slopes differ a millionfold here."""
     best = ADAM_GRID[0] * GRID_RATIO**halves
     on = Bench(Level(), Bowls([1e-3, 1.0, 1e3], [best, -best, best]))
-    found = best_routines(on, from_zero(), all_of(on), [1])
+    found = best_routines(on, [from_zero()], all_of(on), [1])
     assert found[1].optimizer == "adam"
     assert found[1].step_size == pytest.approx(best, rel=1e-9)
 
@@ -69,7 +70,7 @@ def test_adams_step_size_is_found_too(halves: int) -> None:
 def test_each_number_of_steps_has_its_own_best_step_size() -> None:
     r"""On :math:`h w^2 / 2` of two curvatures one step wants a size between both inverses; many want less."""
     on = Bench(Level(), Bowls([1.0, 19.0], [1.0, 1.0]))
-    found = best_routines(on, from_zero(), all_of(on), [1, 60])
+    found = best_routines(on, [from_zero()], all_of(on), [1, 60])
     batch, start = all_of(on), from_zero()
     for steps, routine in found.items():
         mine = on.curve(start, routine, batch, [steps])["psnr"].mean()
@@ -112,7 +113,7 @@ def test_where_every_fit_diverges_everything_is_worst() -> None:
 def test_divergence_loses_the_search() -> None:
     """Ten steps of a size beyond 2/h leave the finite numbers; the search has to come back from there."""
     on = bowls(1e60)
-    found = best_routines(on, from_zero(), all_of(on), [10])
+    found = best_routines(on, [from_zero()], all_of(on), [10])
     reached = on.curve(from_zero(), found[10], all_of(on), [10])["psnr"]
     assert reached.min() > WORST
 
@@ -127,7 +128,7 @@ def test_horizons_share_runs_and_equal_runs_of_their_own() -> None:
     found, routines = tuned_curve(on, start, tuning, test, steps)
     assert sorted(routines) == steps[1:]
     assert len({(r.optimizer, r.step_size) for r in routines.values()}) < len(routines)  # some do share
-    assert routines == best_routines(on, start, tuning, steps)
+    assert routines == best_routines(on, [start], tuning, steps)
     for index, step in enumerate(steps):
         routine = routines.get(step, AdaptationRoutine(steps=0, step_size=0))
         alone = on.curve(start, routine, test, [step])
@@ -194,13 +195,14 @@ def test_threads_change_nothing() -> None:
     assert all(np.array_equal(alone[k], together[k]) for k in alone)
 
 
-@pytest.mark.parametrize(("width", "threaded"), [(24, True), (256, False)])
-def test_narrow_networks_are_fitted_on_threads(width: int, threaded: bool) -> None:
-    network = build(NETWORK.model_copy(update={"arguments": {**NETWORK.arguments, "width": width}}))
+def test_many_tasks_are_fitted_on_threads_on_a_cpu() -> None:
     before = torch.get_num_threads()
-    with bench(network, blob_domain()) as on:
-        assert (on.pool is not None) == threaded
+    with bench(build(NETWORK), blob_domain()) as on:
+        assert on.pool is not None
+        assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+    with bench(build(NETWORK).to("meta"), blob_domain()) as elsewhere:
+        assert elsewhere.pool is None
 
 
 def test_measuring_leaves_network_and_start_alone() -> None:
@@ -231,3 +233,25 @@ def test_a_curve_is_a_trajectory_measured() -> None:
                 rendered = domain.render(function(walk[step]), task.shared)
             metrics = domain.metrics(rendered, {k: v[0] for k, v in task.query.items()})
             assert {k: v[row, column] for k, v in found.items()} == dict(metrics)
+
+
+def test_the_tasks_are_dealt_out_among_the_draws_of_a_rule() -> None:
+    """Each draw sees its own tasks: one step of 1/h is exact from wherever it begins."""
+    best = SGD_GRID[3]
+    on = bowls(1 / best, (0.3, -0.8, 1.7, 0.1, 2.0, -1.0))
+    draws = [Start("drawn", {"level": torch.full((1,), v, dtype=torch.float64)}) for v in (0.0, 0.5, -2.0)]
+    heard: list[str] = []
+    found = best_routines(on, draws, all_of(on), [1], progress=heard.append)
+    assert found[1].step_size == pytest.approx(best, rel=1e-9)
+    assert all(text.endswith(", 3 tasks") for text in heard[:-FINALISTS])
+    assert [text.rpartition(", ")[2] for text in heard[-FINALISTS:]] == ["6 tasks"] * FINALISTS
+
+
+def test_a_setting_that_wins_on_few_tasks_may_lose_on_all() -> None:
+    """Two of the first three bowls want a step of 1, all others one of half a decade less."""
+    centres = [0.3, -0.8, 1.7, 0.1, 2.0, -1.0, 0.6, -0.4, 1.1, -2.0, 0.9, 1.4]
+    on = Bench(Level(), Bowls([1.0, 1.0] + [GRID_RATIO] * 10, centres))
+    few = best_routines(on, [from_zero()], all_of(on)[:3], [1])
+    whole = best_routines(on, [from_zero()], all_of(on), [1])
+    assert few[1].step_size == pytest.approx(1.0)
+    assert whole[1].step_size == pytest.approx(1 / GRID_RATIO)

@@ -15,21 +15,15 @@ import torch
 import metainit
 from metainit import checkpoint
 from metainit.card import AdaptationRoutine, Spec
+from metainit.domains.ct import CTConfig, CTDomain
 from metainit.domains.image import ImageDomain
-from metainit.errors import DataError, MismatchError, SourceError
+from metainit.errors import DataError, MismatchError, RecipeError, SourceError
 from metainit.evidence.curves import Bench, Start, weights_of
-from metainit.evidence.measuring import (
-    Comparison,
-    Curve,
-    Evidence,
-    EvidenceRecord,
-    Headline,
-    held_out,
-    measure,
-)
+from metainit.evidence.measuring import Evidence, held_out, measure
+from metainit.evidence.record import Comparison, Curve, EvidenceRecord, Headline
 from metainit.evidence.statistics import Values, bootstrap, paired_bootstrap
 from metainit.initialization import load
-from metainit.networks import build
+from metainit.networks import build, fitted_spec
 from tests.metainit.evidence.toys import NETWORK, blob_domain, blob_prior, write_prior
 
 STEPS = [0, 1, 2, 4]
@@ -149,7 +143,7 @@ def test_json_round_trip(evidence: Evidence, tmp_path: Path) -> None:
     assert text.decode() == canonical + "\n"
     assert value["schema_version"] == 1
     assert value["data_fingerprint"] == blob_domain().fingerprint()
-    assert value["network"] == NETWORK.model_dump()
+    assert value["network"] == fitted_spec(NETWORK, blob_domain()).model_dump()
 
 
 def test_the_same_measurement_gives_the_same_bytes(prior: Path, domain: ImageDomain, tmp_path: Path) -> None:
@@ -200,6 +194,37 @@ def test_a_fit_without_a_routine_is_tuned_like_a_control(domain: ImageDomain, tm
     found = measure(path, domain, [0, 1], controls=(), seeds=2, tuning_tasks=2)
     (curve,) = found.record.curves
     assert (curve.source, curve.role, list(curve.routine)) == ("fit", "control", ["1"])
+
+
+def test_a_second_prior_is_a_source_and_the_first_learned_one_the_candidate(
+    prior: Path, domain: ImageDomain, tmp_path: Path
+) -> None:
+    other = blob_prior(tmp_path, steps=5)
+    found = measure(["siren", prior, other], domain, [0, 2], controls=FEW, seeds=1, tuning_tasks=2)
+    record = found.record
+    assert [(c.source, c.role) for c in record.curves] == [
+        ("siren", "control"), ("blobs-0", "candidate"), ("blobs-0 (2)", "source"), ("kaiming", "control"),
+    ]  # fmt: skip
+    assert record.candidate_digest == load(prior).card.digest
+    assert headline_of(found).control in ("siren", "kaiming")
+    assert {c.control for c in record.comparisons} == {"siren", "blobs-0 (2)", "kaiming"}
+    assert found.table().splitlines()[2].startswith("blobs-0 ")
+    found.plot(tmp_path / "curves.png")
+
+
+def test_a_start_that_learns_from_signals_gets_the_training_ones(domain: ImageDomain) -> None:
+    found = measure(["strainer"], domain, [0, 1], network=NETWORK, controls=(), seeds=1, tuning_tasks=2)
+    assert [c.source for c in found.record.curves] == ["strainer"]
+
+
+def test_the_network_takes_its_outputs_from_the_domain() -> None:
+    phantoms = CTDomain(CTConfig(size=8, held_out=2))
+    tiny = Spec(name="siren", arguments={"width": 4, "depth": 2})
+    found = measure("siren", phantoms, [0], 1, network=tiny, controls=(), seeds=1)
+    assert found.record.network is not None and found.record.network.arguments["out_features"] == 1
+    wrong = Spec(name="siren", arguments={"width": 4, "depth": 2, "out_features": 3})
+    with pytest.raises(RecipeError, match="out_features is 3, the domain has 1"):
+        measure("siren", phantoms, [0], 1, network=wrong, controls=(), seeds=1)
 
 
 def test_controls_that_do_not_cover_the_network_lack_a_row(domain: ImageDomain) -> None:
@@ -306,7 +331,12 @@ def test_reconstructions_are_what_was_measured(
 def test_progress_names_what_is_measured(prior: Path, domain: ImageDomain) -> None:
     heard: list[str] = []
     measure(prior, domain, [0, 1], controls=FEW, seeds=1, tuning_tasks=2, progress=heard.append)
-    assert heard == ["measuring blobs-0", "measuring kaiming"]
+    said = [text for text in heard if text.startswith("measuring")]
+    assert said == [
+        "measuring blobs-0", "measuring blobs-0, 1 of 1", "measuring kaiming", "measuring kaiming, 1 of 1"
+    ]  # fmt: skip
+    searched = {text.split(" ")[1] for text in heard if text.startswith("kaiming: ")}
+    assert searched == {"sgd", "adam"} and len(said) < len(heard)
 
 
 def test_a_network_has_to_be_named(domain: ImageDomain, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 import skimage.io
 import torch
 
-from metainit.evidence.measuring import Curve, Evidence, EvidenceRecord, Headline
+from metainit.evidence.measuring import Evidence
+from metainit.evidence.record import Curve, EvidenceRecord, Headline
 from metainit.evidence.report import plot_reconstructions
 
 NAMES = ("faces", "siren", "kaiming", "siren_scaled")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +86,9 @@ class Bowls:
     def target(self, query: Tensors) -> Tensor:
         return query["c"].reshape(1, 1, 1)
 
-    def metrics(self, rendered: Tensor, query: Tensors) -> Mapping[str, float]:
+    def metrics(
+        self, rendered: Tensor, query: Tensors, names: Collection[str] | None = None
+    ) -> Mapping[str, float]:
         squared = float((rendered - self.target(query)).square())
         return {"psnr": -10 * math.log10(squared + 1e-10), "ssim": 1 / (1 + squared)}
 

@@ -448,3 +448,15 @@ def test_context_is_all_that_a_rule_sees() -> None:
     by_hand = siren()
     INITIALIZERS["siren"][0](by_hand, Context(torch.Generator().manual_seed(0)))
     assert equal(state(by_hand), state(filled("siren", "siren")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["default", "kaiming", "orthogonal", "siren", "siren_scaled", "lsuv"])
+def test_the_type_is_the_networks(name: str, dtype: torch.dtype) -> None:
+    network = metainit.init_(siren().to(dtype), name, seed=0, example_inputs=drawn(64, 2))
+    values = list(network.parameters())
+    assert all(v.dtype == dtype and bool(torch.isfinite(v).all()) for v in values)
+    single = metainit.init_(siren(), name, seed=0, example_inputs=drawn(64, 2))
+    if name in ("orthogonal", "lsuv") and dtype != torch.float64:  # drawn in single precision, then rounded
+        for found, exact in zip(values, single.parameters(), strict=True):
+            torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.02)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -71,7 +71,9 @@ class SineDomain:
     def render(self, predict: Predict, shared: Tensors) -> Tensor:
         return predict(torch.linspace(-1, 1, 32, dtype=self.dtype)[:, None])[None]
 
-    def metrics(self, rendered: Tensor, query: Tensors) -> Mapping[str, float]:
+    def metrics(
+        self, rendered: Tensor, query: Tensors, names: Collection[str] | None = None
+    ) -> Mapping[str, float]:
         return {}
 
     def fingerprint(self) -> str:

@@ -17,6 +17,7 @@ from metainit.errors import RecipeError
 from metainit.fill import fill
 from metainit.initializers.base import SineNetwork
 from metainit.networks import NETWORKS, FourierMLP, Siren, build, function_of
+from metainit.networks.chunks import in_chunks
 from metainit.networks.siren import SineLayer
 
 TABLE: dict[str, Spec] = {
@@ -274,3 +275,39 @@ class TestFourierMLP:
     def test_the_sigmoid_keeps_values_between_0_and_1(self) -> None:
         values = network_of("fourier_mlp")(100 * points(500, 2)).detach()
         assert 0 <= float(values.min()) < float(values.max()) <= 1
+
+
+@pytest.mark.parametrize("points", [1, 7, 8, 30])
+def test_in_chunks_values_and_gradients_are_the_same(points: int) -> None:
+    network = build(Spec(name="siren", arguments={"width": 8, "depth": 3})).double()
+    inputs = torch.rand(points, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = function_of(network)
+    weights = {k: v.detach().requires_grad_() for k, v in network.named_parameters()}
+    found = []
+    for function in (whole, in_chunks(whole, rows=8)):
+        values = function(weights)(inputs)
+        slopes = torch.autograd.grad(values.square().sum(), list(weights.values()))
+        found.append([values, *slopes])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(in_chunks(whole, rows=8)(weights)(inputs), whole(weights)(inputs))
+
+
+def test_in_chunks_memory_does_not_grow_with_the_points() -> None:
+    """What autograd keeps for the backward pass: the points themselves, and no activations."""
+    network = build(Spec(name="siren", arguments={"width": 32, "depth": 4}))
+    function, weights = function_of(network), dict(network.named_parameters())
+
+    def kept(function: Any) -> int:
+        sizes: list[int] = []
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            function(weights)(torch.rand(512, 2))
+        return sum(sizes)
+
+    assert kept(in_chunks(function, rows=64)) < kept(function) / 4

@@ -1,0 +1,173 @@
+"""What measuring evidence ends with: curves, comparisons and a headline, as one JSON value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from metainit.card import Record, Spec
+from metainit.domains.base import Domain, TaskBatch
+from metainit.evidence.statistics import Values, bootstrap, paired_bootstrap
+
+Role = Literal["candidate", "source", "control"]
+
+
+class Curve(Record):
+    """A start's metric against the adaptation step.
+
+    `role`: the candidate of the headline, another learned source beside it, or a control. `values`: seeds x
+    tasks x steps. `routine`: the card's, or for each number of steps the best one found.
+    """
+
+    source: str
+    role: Role
+    routine: dict[str, Any]
+    values: list[list[list[float]]]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    ssim: list[float]
+
+
+class Comparison(Record):
+    """The candidate's gain over one control at one step, and when the control draws level with it."""
+
+    control: str
+    steps: int
+    gain: float
+    low: float
+    high: float
+    draws_level_at: int | None
+
+
+class Headline(Record):
+    """The candidate after its own number of steps, against the best control after as many."""
+
+    metric: str
+    steps: int
+    value: float
+    control: str
+    control_value: float
+    gain: float
+    low: float
+    high: float
+    tasks: int
+    seeds: int
+
+
+class EvidenceRecord(Record):
+    """What is written to evidence.json.
+
+    `left_out`: controls that could not be made for some seed, and why. `candidate_digest`: of the first
+    source's card, so that evidence that lies beside other weights is told apart.
+    """
+
+    schema_version: Literal[1] = 1
+    domain: Spec | None
+    data_fingerprint: str
+    network: Spec | None
+    metric: str = "psnr"
+    higher_is_better: bool = True
+    steps: list[int]
+    task_ids: list[str]
+    seeds: list[int]
+    curves: list[Curve]
+    comparisons: list[Comparison]
+    headline: Headline | None
+    left_out: dict[str, str] = Field(default_factory=dict)
+    candidate_digest: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One start's values, seeds x tasks x steps, of each metric."""
+
+    source: str
+    role: Role
+    routine: dict[str, Any]
+    values: dict[str, Values]
+
+
+def record_of(
+    series: Sequence[Series],
+    domain: Domain,
+    network: Spec,
+    domain_spec: Spec | None,
+    steps: list[int],
+    test: TaskBatch,
+    seeds: list[int],
+    left_out: dict[str, str],
+    candidate_digest: str,
+) -> EvidenceRecord:
+    """Return the record: the candidate compared with all others, its headline with the best control."""
+    comparisons: list[Comparison] = []
+    headline: Headline | None = None
+    candidate = next((s for s in series if s.role == "candidate"), None)
+    others = [s for s in series if s is not candidate]
+    ordinary = [s for s in others if s.role == "control"]
+    if candidate is not None:
+        comparisons = [_compare(candidate, o, steps, k) for o in others for k in range(len(steps))]
+    if candidate is not None and ordinary:
+        own = int(candidate.routine.get("steps", steps[-1]))
+        at = steps.index(own) if own in steps else len(steps) - 1
+        best = max(ordinary, key=lambda o: o.values["psnr"][:, :, at].mean())
+        gain = _compare(candidate, best, steps, at)
+        headline = Headline(
+            metric="psnr",
+            steps=steps[at],
+            value=round(float(candidate.values["psnr"][:, :, at].mean()), 4),
+            control=best.source,
+            control_value=round(float(best.values["psnr"][:, :, at].mean()), 4),
+            gain=gain.gain,
+            low=gain.low,
+            high=gain.high,
+            tasks=len(test),
+            seeds=len(candidate.values["psnr"]),
+        )
+    return EvidenceRecord(
+        domain=domain_spec,
+        data_fingerprint=domain.fingerprint(),
+        network=network,
+        steps=steps,
+        task_ids=list(test.ids),
+        seeds=seeds,
+        curves=[_curve(s) for s in series],
+        comparisons=comparisons,
+        headline=headline,
+        left_out=left_out,
+        candidate_digest=candidate_digest,
+    )
+
+
+def _compare(candidate: Series, other: Series, steps: Sequence[int], at: int) -> Comparison:
+    gain = paired_bootstrap(candidate.values["psnr"][:, :, at], other.values["psnr"][:, :, at])
+    reached = candidate.values["psnr"][:, :, at].mean()
+    level = next((s for i, s in enumerate(steps) if other.values["psnr"][:, :, i].mean() >= reached), None)
+    return Comparison(
+        control=other.source,
+        steps=steps[at],
+        gain=round(gain.mean, 4),
+        low=round(gain.low, 4),
+        high=round(gain.high, 4),
+        draws_level_at=level,
+    )
+
+
+def _curve(series: Series) -> Curve:
+    values = series.values["psnr"]
+    intervals = [bootstrap(values[:, :, i]) for i in range(values.shape[2])]
+    ssim = series.values.get("ssim")
+    return Curve(
+        source=series.source,
+        role=series.role,
+        routine=series.routine,
+        values=np.round(values, 4).tolist(),
+        mean=[round(i.mean, 4) for i in intervals],
+        low=[round(i.low, 4) for i in intervals],
+        high=[round(i.high, 4) for i in intervals],
+        ssim=[] if ssim is None else np.round(ssim.mean((0, 1)), 4).tolist(),
+    )
