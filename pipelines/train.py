@@ -25,7 +25,7 @@ from metainit.errors import DivergenceError, MetainitError
 from metainit.meta.engine import choose, task_threads
 from metainit.meta.outer import OuterLoop, initial_meta_parameters, routine_of
 from metainit.meta.registry import PAPERS, rule_for
-from metainit.meta.state import MetaGradient, MetaParameters, TaskLosses, zeros_like
+from metainit.meta.state import MetaGradient, MetaParameters, Rule, TaskLosses, zeros_like
 from metainit.networks.registry import function_of
 from pipelines.folder import RunFolder, read_state
 from pipelines.preparation import Prepared, prepare
@@ -99,6 +99,7 @@ class _Run:
         self.folder = RunFolder(path, recipe, prepared.source)
         self.sink, self.world, self.progress = sink, world, progress
         self.function = function_of(prepared.network)
+        self.rule = rule_for(recipe.algorithm)
         self.loop = OuterLoop(
             initial_meta_parameters(prepared.network, recipe.algorithm), recipe.outer, recipe.algorithm
         )
@@ -148,13 +149,14 @@ class _Run:
         algorithm, outer = self.recipe.algorithm, self.recipe.outer
         mine = share(outer.meta_batch, self.world.rank, self.world.size)
         how = choose(algorithm.execution, self.loop.meta.weights, mine.stop - mine.start)
-        return task_threads(torch.get_num_threads()) if how == "threads" else nullcontext()
+        threaded = how == "threads" and not algorithm.compiled
+        return task_threads(torch.get_num_threads()) if threaded else nullcontext()
 
     def _step(self, pool: ThreadPoolExecutor | None) -> None:
         recipe = self.recipe
         batch = self.prepared.domain.tasks(recipe.seed, self.loop.step, recipe.outer.meta_batch)
         mine = moved(batch[share(len(batch), self.world.rank, self.world.size)], self.prepared)
-        gradient = gradient_of(self.prepared, self.function, self.loop.meta, mine, pool)
+        gradient = gradient_of(self.prepared, self.function, self.rule, self.loop.meta, mine, pool)
         gradient, failed = added_up(gradient, self.world, self.failure is not None)
         if failed:
             raise self.failure or MetainitError("the first worker has stopped; its error says why")
@@ -216,6 +218,7 @@ class _Run:
 def gradient_of(
     prepared: Prepared,
     function: Any,
+    rule: Rule,
     meta: MetaParameters,
     batch: TaskBatch,
     pool: ThreadPoolExecutor | None = None,
@@ -227,7 +230,7 @@ def gradient_of(
         return MetaGradient(zeros_like(meta.weights), zeros_like(meta.step_sizes), nothing, 0)
     engine = import_module(ENGINES[algorithm.engine])
     result: MetaGradient = engine.meta_gradient(
-        rule_for(algorithm),
+        rule,
         prepared.domain,
         function,
         meta,

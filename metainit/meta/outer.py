@@ -18,18 +18,23 @@ ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 """What the optimizer keeps of each tensor."""
 
 
+COMPILABLE = tuple(("metainit", execution) for execution in ("auto", "loop", "vmap"))
+"""Engines and executions of a compiled rule, which uses all threads inside its own loops."""
+
+
 class AlgorithmConfig(Record):
     """How a prior is learned: the rule, its inner loop and the engine that runs it.
 
     `step_sizes`: ``fixed`` (all are `inner_step_size`), or learned per ``tensor`` or per ``parameter``, for
     each inner step. `meta_sgd` with `order` 1 or 2 learns them; `maml` with learned ones is the same as
-    `meta_sgd` of order 2.
+    `meta_sgd` of order 2. `compiled`: spend seconds on compiling the rule, and less on every step.
     """
 
     rule: Literal["reptile", "fomaml", "maml", "meta_sgd"] = "meta_sgd"
     order: Literal[1, 2] = 2
     engine: Literal["metainit", "learn2learn"] = "metainit"
     execution: Execution = "auto"
+    compiled: bool = False
     inner_steps: int = Field(default=2, ge=1, le=1000)
     inner_step_size: float = Field(default=0.01, gt=0)
     step_sizes: Literal["fixed", "tensor", "parameter"] = "parameter"
@@ -41,6 +46,11 @@ class AlgorithmConfig(Record):
             raise ValueError("meta_sgd learns step sizes: set step_sizes to tensor or parameter")
         if not learns and self.step_sizes != "fixed":
             raise ValueError(f"{self.rule} does not learn step sizes: set step_sizes to fixed")
+        if self.compiled and (self.engine, self.execution) not in COMPILABLE:
+            raise ValueError(
+                f"compiled goes with engine metainit and execution auto, loop or vmap, not with engine "
+                f"{self.engine} and execution {self.execution}"
+            )
         return self
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from metainit.meta.compiled import CompiledRule
 from metainit.meta.maml import fomaml, maml
 from metainit.meta.meta_sgd import first_order_meta_sgd
 from metainit.meta.outer import AlgorithmConfig
@@ -34,6 +35,7 @@ PAPERS: Mapping[str, str] = MappingProxyType(
 
 
 def rule_for(algorithm: AlgorithmConfig) -> Rule:
-    """Return the rule that an algorithm asks for."""
+    """Return the rule that an algorithm asks for; keep a compiled one, since it keeps its kernels."""
     orders = {"reptile": 1, "fomaml": 1, "maml": 2}
-    return RULES[algorithm.rule, orders.get(algorithm.rule, algorithm.order)]
+    rule = RULES[algorithm.rule, orders.get(algorithm.rule, algorithm.order)]
+    return CompiledRule(rule) if algorithm.compiled else rule

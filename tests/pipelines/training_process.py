@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from metainit.meta.outer import initial_meta_parameters
+from metainit.meta.registry import rule_for
 from metainit.networks.registry import function_of
 from pipelines.preparation import prepare
 from pipelines.recipe import read_recipe
@@ -31,7 +32,7 @@ def gradient(recipe_value: dict[str, Any], folder: Path, world: World) -> None:
     batch = prepared.domain.tasks(recipe.seed, 0, recipe.outer.meta_batch)
     mine = moved(batch[share(len(batch), world.rank, world.size)], prepared)
     meta = initial_meta_parameters(prepared.network, recipe.algorithm)
-    own = gradient_of(prepared, function_of(prepared.network), meta, mine)
+    own = gradient_of(prepared, function_of(prepared.network), rule_for(recipe.algorithm), meta, mine)
     total, _ = added_up(own, world)
     assert total.tasks == recipe.outer.meta_batch
     if world.rank == 0:
