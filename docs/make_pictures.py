@@ -115,11 +115,11 @@ def draw_starts(prepared: Prepared, prior: Prior) -> None:
     shared = held_out(domain, "test", 1).shared
     images = {}
     for name in SHOWN_STARTS:
-        network = load(name).init_(build(spec), seed=0, example_inputs=shared["query_coordinates"])
+        network = load(name).init_(build(spec), seed=0, example_inputs=domain.example_inputs())
         with torch.no_grad():
-            images[name] = domain.render(network, shared)
+            images[name] = domain.render(network, {}, shared)
     with torch.no_grad():
-        images["the prior"] = domain.render(prior.init_(build(spec)), shared)
+        images["the prior"] = domain.render(prior.init_(build(spec)), {}, shared)
     figure = Figure(figsize=(1.45 * len(images), 1.75), layout="constrained")
     for axes, (name, image) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
         _show(axes, image, name)

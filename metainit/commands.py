@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,8 +102,8 @@ def fit(
         total = len([p for p in path.rglob("*") if p.is_file()]) if path.is_dir() else 1
         line = bar.add_task("fitting", total=total)
 
-        def progress(number: int, name: str, quality: float) -> None:
-            bar.update(line, completed=number, description=f"{name} {quality:.1f} dB")
+        def progress(number: int, name: str, metrics: Mapping[str, float]) -> None:
+            bar.update(line, completed=number, description=f"{name} {_in_words(metrics)}")
 
         report = fit_all(
             path,
@@ -126,11 +127,14 @@ def fit(
 
 def _summarize(report: dict[str, Any], out: Path) -> None:
     for name, metrics in report["fitted"].items():
-        text = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-        typer.echo(f"{name}: {text}")
+        typer.echo(f"{name}: {_in_words(metrics)}")
     for name, reason in report["failed"].items():
         typer.secho(f"failed: {name}: {reason}", err=True, fg=typer.colors.RED)
     typer.echo(f"{len(report['fitted'])} of {report['files']} fitted, written to {out}")
+
+
+def _in_words(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 def doctor(

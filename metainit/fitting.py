@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,8 @@ RENDERING_FILE = "fitted.png"
 REPORT_FILE = "report.json"
 AT_ONCE = 64
 """How many files a GPU fits at once."""
-Progress = Callable[[int, str, float], None]
-"""Called after each file with the number of files done, its name and its PSNR (NaN where unknown)."""
+Progress = Callable[[int, str, Mapping[str, float]], None]
+"""Called after each file with the number of files done, its name and its metrics (empty where unknown)."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Fitter:
         sizes: dict[str, Tensor] = {}
         if isinstance(self.start, Prior) and self.routine.per_parameter:
             sizes = {k: v.to(like) for k, v in self.start.checkpoint.step_sizes.items()}
-        batch = together(signals).map(lambda t: t.to(like))
+        batch = together(signals).to(like.device, like.dtype)
         domain = signals[0].domain
         function = function_of(self.network)
         losses = TaskLosses(domain, function if batched else in_chunks(function), batch, batched)
@@ -89,18 +89,18 @@ class Fitter:
 
     def _result(self, signal: Signal, weights: Parameters) -> Fit:
         like = next(iter(weights.values()))
-        batch = signal.batch.map(lambda t: t.to(like))
+        batch = signal.batch.to(like.device, like.dtype)
+        query = {k: v[0] for k, v in batch.query.items()}
         function = in_chunks(function_of(self.network))
         losses = TaskLosses(signal.domain, function, batch, batched=False)
         with torch.no_grad():
-            rendered = signal.domain.render(function(weights), batch.shared)
+            rendered = signal.domain.render(function(weights), query, batch.shared)
             loss = float(losses.support(weights))
         if not math.isfinite(loss):
             raise DivergenceError(
                 f"after {self.steps} steps the loss is {loss}; lower the step size (now "
                 f"{self.routine.step_size:g})"
             )
-        query = {k: v[0] for k, v in batch.query.items()}
         metrics = dict(signal.domain.metrics(rendered, query)) if query else {}
         return Fit(signal.path, {k: v.cpu() for k, v in weights.items()}, rendered.cpu(), metrics, loss)
 
@@ -166,8 +166,7 @@ def fit_all(
         else:
             done[name] = result
         if progress is not None:
-            quality = result.get("psnr", float("nan")) if isinstance(result, dict) else float("nan")
-            progress(number, name, quality)
+            progress(number, name, {} if isinstance(result, str) else result)
     report = {**fitter.settings, "fitted": done, "failed": failed, "files": len(todo)}
     write_atomically(out / REPORT_FILE, (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
     return report

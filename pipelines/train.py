@@ -271,8 +271,9 @@ def validate(prepared: Prepared, meta: MetaParameters) -> dict[str, float]:
         losses = TaskLosses(domain, function, task, batched=False)
         *_, adapted = trajectory(losses, meta.weights, routine, sizes, routine.steps)
         with torch.no_grad():
-            rendered = domain.render(function(adapted), task.shared).cpu()
-        truth = {k: v[0].cpu() for k, v in task.query.items()}
+            query = {k: v[0] for k, v in task.query.items()}
+            rendered = domain.render(function(adapted), query, task.shared).cpu()
+        truth = {k: v.cpu() for k, v in query.items()}
         for name, value in domain.metrics(rendered, truth).items():
             totals[f"validation_{name}"] = totals.get(f"validation_{name}", 0.0) + value / count
     return totals
@@ -303,7 +304,7 @@ def described(prepared: Prepared, meta: MetaParameters, folder: RunFolder) -> tu
 
 def moved(batch: TaskBatch, prepared: Prepared) -> TaskBatch:
     """Return the batch on the device and in the type of the recipe."""
-    return batch.map(lambda tensor: tensor.to(prepared.device, prepared.dtype))
+    return batch.to(prepared.device, prepared.dtype)
 
 
 def code_version() -> str:

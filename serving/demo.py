@@ -126,9 +126,10 @@ def adapt_fetched(url: str, reference: str, prepared: Prepared) -> float:
     for task in tasks:
         network = start.init_(build(start.card.network))
         start.adapt(network, Task(prepared.domain, task))
+        query = {k: v[0] for k, v in task.query.items()}
         with torch.no_grad():
-            rendered = prepared.domain.render(network, task.shared)
-        total += prepared.domain.metrics(rendered, {k: v[0] for k, v in task.query.items()})["psnr"]
+            rendered = prepared.domain.render(network, query, task.shared)
+        total += prepared.domain.metrics(rendered, query)[prepared.domain.metric]
     return total / len(tasks)
 
 

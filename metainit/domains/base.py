@@ -11,11 +11,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
 Predict = Callable[[Tensor], Tensor]
-"""A network with its weights filled in: coordinates ``(..., d_in)`` -> values ``(..., d_out)``."""
+"""A network with its weights filled in, as a function of its inputs.
+
+Signals: coordinates ``(..., d_in)`` -> values ``(..., d_out)``. Segmentation: images ``(n, channels, height,
+width)`` in [0, 1] -> logits ``(n, classes, height, width)``.
+"""
 
 Split = Literal["train", "validation", "test"]
 """Learn from `train`, choose on `validation`, report on `test`; the three are disjoint."""
@@ -42,8 +47,12 @@ class TaskBatch:
         cut = {k: v[part] for k, v in self.support.items()}
         return TaskBatch(cut, {k: v[part] for k, v in self.query.items()}, self.shared, self.ids[part])
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> TaskBatch:
+        """Return the batch on a device; what is not whole numbers (labels, say) also in another type."""
+        return self.map(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype))
+
     def map(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:
-        """Apply `change` (a move to another device or dtype, say) to every tensor."""
+        """Apply `change` to every tensor."""
         parts = [{k: change(v) for k, v in p.items()} for p in (self.support, self.query, self.shared)]
         return TaskBatch(parts[0], parts[1], parts[2], self.ids)
 
@@ -55,8 +64,24 @@ class Domain(Protocol):
     differentiable torch operations that `torch.func.vmap` can batch.
     """
 
-    input_features: int
-    output_features: int
+    @property
+    def metric(self) -> str:
+        """The name of the headline metric; the higher, the better."""
+        ...
+
+    @property
+    def network_arguments(self) -> Mapping[str, int]:
+        """What the data fix of a network's spec, such as its numbers of inputs and outputs."""
+        ...
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Names of the controls that evidence measures beside a start."""
+        ...
+
+    def example_inputs(self) -> Tensor:
+        """Return inputs that a data-driven initializer may run the network on."""
+        ...
 
     def tasks(self, seed: int, index: int, count: int, split: Split = "train") -> TaskBatch:
         """Return `count` tasks; a pure function of its arguments, on any number of workers."""
@@ -74,18 +99,26 @@ class Domain(Protocol):
         """Return the scalar that the outer rule lowers."""
         ...
 
-    def render(self, predict: Predict, shared: Tensors) -> Tensor:
-        """Return the signal that the network stands for, ``(height, width, channels)`` in [0, 1]."""
+    def render(self, predict: Predict, query: Tensors, shared: Tensors) -> Tensor:
+        """Return all that the network says of one task's query, in [0, 1].
+
+        The signal ``(height, width, channels)``, or probabilities ``(q, classes, height, width)``. A signal
+        does not need its query, which is empty where the truth is not known.
+        """
+        ...
+
+    def picture(self, rendered: Tensor, query: Tensors) -> Tensor:
+        """Return what `render` gave as a picture to look at, ``(height, width, 1 or 3)`` in [0, 1]."""
         ...
 
     def target(self, query: Tensors) -> Tensor:
-        """Return the true signal of one task, ``(height, width, channels)`` in [0, 1]."""
+        """Return the truth as such a picture."""
         ...
 
     def metrics(
         self, rendered: Tensor, query: Tensors, names: Collection[str] | None = None
     ) -> Mapping[str, float]:
-        """Return metrics by name (``psnr`` in dB, ``ssim``) of one rendered signal: all of them, or some."""
+        """Return metrics by name of what `render` gave: all of them, the headline metric first, or some."""
         ...
 
     def fingerprint(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Self
 
 import torch
@@ -16,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from metainit.card import canonical_json
+from metainit.domains import signal
 from metainit.domains.base import Predict, Split, TaskBatch, Tensors
 from metainit.domains.grid import pixel_grid
 from metainit.domains.phantoms import phantoms
@@ -119,8 +121,9 @@ class CTDomain:
         True
     """
 
-    input_features: int = 2
-    output_features: int = 1
+    metric = signal.METRIC
+    controls = signal.CONTROLS
+    network_arguments: Mapping[str, int] = MappingProxyType({"in_features": 2, "out_features": 1})
 
     def __init__(self, config: CTConfig) -> None:
         """Load the slices, if there are any to load."""
@@ -217,9 +220,21 @@ class CTDomain:
             return (image - query["image"]).square().mean()
         return (self.project(image[..., 0], query["angles"]) - query["sinogram"]).square().mean()
 
-    def render(self, predict: Predict, shared: Tensors) -> Tensor:
+    def example_inputs(self) -> Tensor:
+        """Return the coordinates of all pixels, ``(size * size, 2)``."""
+        return self._shared()["coordinates"]
+
+    def observation(self, count: int) -> Tensor:
+        """Return some training slices at `example_inputs`, ``(count, size * size, 1)``."""
+        return self.tasks(0, 0, count, "train").query["image"].flatten(1, 2)
+
+    def render(self, predict: Predict, query: Tensors, shared: Tensors) -> Tensor:
         """Return the slice that the network stands for, ``(size, size, 1)``, clamped to [0, 1]."""
         return self._image(predict, shared).clamp(0, 1)
+
+    def picture(self, rendered: Tensor, query: Tensors) -> Tensor:
+        """Return the slice as it is."""
+        return rendered
 
     def target(self, query: Tensors) -> Tensor:
         """Return the true slice of one task, ``(size, size, 1)``."""

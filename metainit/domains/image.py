@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metainit.card import Record
 from metainit.domains import images as reading
+from metainit.domains import signal
 from metainit.domains.base import Predict, Split, TaskBatch, Tensors
 from metainit.domains.grid import pixel_grid
 from metainit.domains.images import Array, NamedImage
@@ -84,13 +85,14 @@ class ImageDomain:
         torch.Size([4, 64, 3])
     """
 
-    input_features = 2
+    metric = signal.METRIC
+    controls = signal.CONTROLS
 
     def __init__(self, config: ImageConfig, images: Sequence[NamedImage] | None = None) -> None:
         self.config = config
         self.skipped: dict[str, str] = {}
         found = list(images) if images is not None else self._read()
-        self.output_features = config.channels
+        self.network_arguments = {"in_features": 2, "out_features": config.channels}
         masks = self._read_masks(len(found))
         self._known = None if masks is None else dict(zip((i.name for i in found), masks, strict=True))
         rules = config.model_dump_json(exclude={"folder", "npz"})
@@ -128,14 +130,10 @@ class ImageDomain:
         config = self.config
         generator = generator_of(seed, index, split)
         if split == "train":
-            pixels, ids = self._draw(generator, count, split)
+            pixels, known, ids = self._training_pixels(generator, count)
         else:
             pixels, ids = self._enumerate(index * count, count, split)
-        known = self._known_pixels(ids)
-        if split == "train" and config.flip:
-            mirrored = (torch.rand(len(ids), generator=generator) < 0.5)[:, None, None, None]
-            pixels = torch.where(mirrored, pixels.flip(2), pixels)
-            known = known if known is None else torch.where(mirrored, known.flip(2), known)
+            known = self._known_pixels(ids)
         values = pixels.flatten(1, 2)
         known = known if known is None else known.flatten(1, 2)
         seen = known
@@ -198,14 +196,26 @@ class ImageDomain:
         """Return the mean squared error over the query's pixels."""
         return _masked_mse(predict(shared["query_coordinates"]), query)
 
-    def render(self, predict: Predict, shared: Tensors) -> Tensor:
+    def example_inputs(self) -> Tensor:
+        """Return the coordinates of all pixels, ``(height * width, 2)``."""
+        return pixel_grid(self.config.height, self.config.width)
+
+    def observation(self, count: int) -> Tensor:
+        """Return some training images at `example_inputs`, ``(count, height * width, channels)``."""
+        return self._training_pixels(generator_of(0, 0, "train"), count)[0].flatten(1, 2)
+
+    def render(self, predict: Predict, query: Tensors, shared: Tensors) -> Tensor:
         """Return the image ``(height, width, channels)``, clamped to [0, 1]."""
         rendered = predict(shared["query_coordinates"])
         return rendered.reshape(self.config.height, self.config.width, -1).clamp(0, 1)
 
+    def picture(self, rendered: Tensor, query: Tensors) -> Tensor:
+        """Return the image with 1 or 3 channels."""
+        return signal.as_picture(rendered)
+
     def target(self, query: Tensors) -> Tensor:
-        """Return the true image of one task, ``(height, width, channels)``."""
-        return query["values"].reshape(self.config.height, self.config.width, -1)
+        """Return the true image of one task with 1 or 3 channels."""
+        return signal.as_picture(self._truth(query))
 
     def metrics(
         self, rendered: Tensor, query: Tensors, names: Collection[str] | None = None
@@ -214,7 +224,7 @@ class ImageDomain:
 
         `names`: which of them; all unless given.
         """
-        truth = self.target(query)
+        truth = self._truth(query)
         wanted = METRICS if names is None else {k: v for k, v in METRICS.items() if k in names}
         if "known" not in query:
             return {name: metric(rendered, truth) for name, metric in wanted.items()}
@@ -285,6 +295,21 @@ class ImageDomain:
                 break
             levels.append(reading.resized(levels[-1], rows, columns))
         return [torch.from_numpy(np.ascontiguousarray(level)) for level in levels]
+
+    def _truth(self, query: Tensors) -> Tensor:
+        return query["values"].reshape(self.config.height, self.config.width, -1)
+
+    def _training_pixels(
+        self, generator: torch.Generator, count: int
+    ) -> tuple[Tensor, Tensor | None, list[str]]:
+        """Return random training images, which of their pixels are known, and their names."""
+        pixels, ids = self._draw(generator, count, "train")
+        known = self._known_pixels(ids)
+        if self.config.flip:
+            mirrored = (torch.rand(len(ids), generator=generator) < 0.5)[:, None, None, None]
+            pixels = torch.where(mirrored, pixels.flip(2), pixels)
+            known = known if known is None else torch.where(mirrored, known.flip(2), known)
+        return pixels, known, ids
 
     def _draw(self, generator: torch.Generator, count: int, split: Split) -> tuple[Tensor, list[str]]:
         images = self._images[split]

@@ -92,7 +92,7 @@ def build_domain(spec: Spec) -> Domain:
         DataError: the data cannot be used.
 
     Example:
-        >>> build_domain(Spec(name='ct', arguments={'size': 16})).output_features
+        >>> build_domain(Spec(name='ct', arguments={'size': 16})).network_arguments['out_features']
         1
     """
     config = domain_config(spec)

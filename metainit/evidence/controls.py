@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metainit.adaptation import trajectory
 from metainit.card import AdaptationRoutine
-from metainit.domains.base import Domain, TaskBatch
+from metainit.domains.base import Domain, Predict, TaskBatch, Tensors
 from metainit.domains.seeding import generator_of
 from metainit.errors import MismatchError
 from metainit.evidence.curves import Start, weights_of
@@ -85,7 +85,8 @@ def rendering(
     Source: Tancik et al. 2021, "Learned Initializations", section 4 (baselines "Mean" and "Matched").
     """
     function = function_of(network)
-    target = _ImageTarget(domain, image)
+    query = {k: v[0] for k, v in task.query.items()}
+    target = _ImageTarget(domain, query, image)
     losses = TaskLosses(target, function, task, batched=False)
     weights, reached = begin, -1.0
     for part in range(MATCH_ROUNDS):
@@ -94,7 +95,7 @@ def rendering(
         )
         *_, weights = trajectory(losses, weights, routine, {}, MATCH_STEPS)
         with torch.no_grad():
-            reached = psnr(domain.render(function(weights), task.shared), image.clamp(0, 1))
+            reached = psnr(domain.render(function(weights), query, task.shared), image.clamp(0, 1))
         if reached >= MATCHED_DECIBELS:
             return Start(name, {k: v.detach() for k, v in weights.items()})
     raise MismatchError(
@@ -106,11 +107,15 @@ def rendering(
 class _ImageTarget:
     """The domain with another support loss: the squared distance of the rendering to a given image."""
 
-    def __init__(self, domain: Domain, image: Tensor) -> None:
+    def __init__(self, domain: Domain, query: Tensors, image: Tensor) -> None:
         self._domain = domain
+        self._query = query
         self._image = image
-        self.input_features = domain.input_features
-        self.output_features = domain.output_features
+        self.metric = domain.metric
+        self.network_arguments = domain.network_arguments
+        self.controls = domain.controls
+        self.example_inputs = domain.example_inputs
+        self.picture = domain.picture
         self.tasks = domain.tasks
         self.size = domain.size
         self.query_loss = domain.query_loss
@@ -119,8 +124,8 @@ class _ImageTarget:
         self.metrics = domain.metrics
         self.fingerprint = domain.fingerprint
 
-    def support_loss(self, predict: object, support: object, shared: dict[str, Tensor]) -> Tensor:
-        rendered = self._domain.render(predict, shared)  # type: ignore[arg-type]
+    def support_loss(self, predict: Predict, support: Tensors, shared: Tensors) -> Tensor:
+        rendered = self._domain.render(predict, self._query, shared)
         return (rendered - self._image).square().mean()
 
 
@@ -146,15 +151,15 @@ def signal_controls(
         MismatchError: the network cannot render a control, and `left_out` is not given.
     """
     task = domain.tasks(0, 0, 1, "validation")
-    coordinates = next(v for k, v in task.shared.items() if k.endswith("coordinates"))
     wanted = [name for name in names if name in ANALYTIC]
-    starts = analytic_starts(network, seed, coordinates, wanted, left_out)
+    starts = analytic_starts(network, seed, domain.example_inputs(), wanted, left_out)
     images: dict[str, Tensor] = {}
     if "mean_signal" in names and isinstance(domain, HasMeanSignal):
         images["mean_signal"] = domain.mean_signal()
     if prior is not None and "matched" in names:
         with torch.no_grad():
-            images["matched"] = domain.render(function_of(network)(prior.weights), task.shared)
+            query = {k: v[0] for k, v in task.query.items()}
+            images["matched"] = domain.render(function_of(network)(prior.weights), query, task.shared)
     for name, image in images.items():
         try:
             starts.append(rendering(name, network, domain, task, image, _beginning(network, seed)))

@@ -80,7 +80,7 @@ class Bench:
                 for step, weights in enumerate(walk):
                     if step in steps:
                         with torch.no_grad():
-                            rendered = self.domain.render(function(weights), task.shared)
+                            rendered = self.domain.render(function(weights), query, task.shared)
                         found.append(_finite(self.domain.metrics(rendered, query, metrics)))
             except DivergenceError:
                 pass

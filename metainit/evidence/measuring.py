@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,15 @@ OBSERVED = 10
 """Training signals for sources that learn from a few."""
 
 
+@runtime_checkable
+class HasObservation(Protocol):
+    """A domain of signals, some of which a data-light start may see."""
+
+    def observation(self, count: int) -> Tensor:
+        """Return training signals at the domain's `example_inputs`, ``(count, points, channels)``."""
+        ...
+
+
 @dataclass(frozen=True)
 class Measured:
     """A start of the first seed, and the routines that it was measured with: its own, or one a horizon."""
@@ -51,8 +60,9 @@ class Measured:
             routine = self.start.routine or self.routines.get(step) or AdaptationRoutine(steps=0, step_size=0)
             *_, weights = trajectory(losses, self.start.weights, routine, self.start.step_sizes, step)
             with torch.no_grad():
-                images.append(domain.render(function(weights), task.shared))
-            texts.append(f"{domain.metrics(images[-1], query)['psnr']:.1f} dB")
+                rendered = domain.render(function(weights), query, task.shared)
+            images.append(domain.picture(rendered, query))
+            texts.append(f"{domain.metrics(rendered, query)['psnr']:.1f} dB")
         return images, texts
 
 
@@ -269,11 +279,12 @@ def _starts(
             )
             for prior in learned
         ]
-    coordinates, observation = _coordinates(domain), _observation(domain)
+    inputs = domain.example_inputs()
+    observation = domain.observation(OBSERVED) if isinstance(domain, HasObservation) else None
     starts = []
     for seed in seeds:
         filled = first.init_(
-            copy.deepcopy(network), seed=seed, example_inputs=coordinates, observation=observation
+            copy.deepcopy(network), seed=seed, example_inputs=inputs, observation=observation
         )
         starts.append(Start(first.card.name, weights_of(filled)))
     return starts
@@ -292,15 +303,3 @@ def _unique(name: str, taken: Sequence[str]) -> str:
 def _label(source: str | Path, start: Initialization) -> str:
     """Return the source as the user wrote it, or the card's name where it is only a file."""
     return start.card.name if Path(str(source)).suffix == SUFFIX else str(source)
-
-
-def _coordinates(domain: Domain) -> torch.Tensor:
-    shared = domain.tasks(0, 0, 1, "validation").shared
-    return next(v for k, v in shared.items() if k.endswith("coordinates"))
-
-
-def _observation(domain: Domain) -> Tensor:
-    """Return some training signals, ``(signals, points, channels)``: what a data-light rule may see."""
-    query = domain.tasks(0, 0, OBSERVED, "train").query
-    signals = [domain.target({k: v[i] for k, v in query.items()}) for i in range(OBSERVED)]
-    return torch.stack([signal.reshape(-1, signal.shape[-1]) for signal in signals])

@@ -69,7 +69,7 @@ def complete(spec: Spec) -> Spec:
 
 
 def fitted_spec(spec: Spec, domain: Domain) -> Spec:
-    """Return the spec with the domain's numbers of inputs and outputs, where it takes them.
+    """Return the spec with what the domain's data fix of it (inputs and outputs), where it takes that.
 
     Raises:
         RecipeError: the spec says other numbers.
@@ -79,12 +79,11 @@ def fitted_spec(spec: Spec, domain: Domain) -> Spec:
         >>> fitted_spec(Spec(name='siren'), CTDomain(CTConfig(size=16))).arguments['out_features']
         1
     """
-    needed = {"in_features": domain.input_features, "out_features": domain.output_features}
     if spec.name not in NETWORKS:
         return spec
     known = inspect.signature(NETWORKS[spec.name]).parameters
     arguments = dict(spec.arguments)
-    for name, value in needed.items():
+    for name, value in domain.network_arguments.items():
         if name in known and arguments.setdefault(name, value) != value:
             raise RecipeError(
                 f"network.{name} is {arguments[name]}, the domain has {value}: leave it out, and it will fit"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_folder_of_all_sorts(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    heard: list[tuple[int, str, float]] = []
+    heard: list[tuple[int, str, Mapping[str, float]]] = []
     report = fit_all(folder, start_for(COLOUR, tmp_path), out, progress=lambda *news: heard.append(news))
     assert set(report["fitted"]) == {"wide.png", "grey.png", "sub/tall.png"}
     assert report["files"] == 4 and list(report["failed"]) == ["broken.png"]
@@ -105,7 +106,7 @@ def test_the_weights_load_as_a_start_and_render_the_picture(folder: Path, tmp_pa
     domain = ImageDomain(ImageConfig(height=8, width=14), images=[])
     shared = domain.measured(torch.zeros(1, 8, 14, 3)).shared
     with torch.no_grad():
-        rendered = (domain.render(network, shared) * 255).round()
+        rendered = (domain.render(network, {}, shared) * 255).round()
     fitted = skimage.io.imread(tmp_path / "out" / "wide.png" / "fitted.png")
     assert (rendered.numpy() == fitted).all()
 

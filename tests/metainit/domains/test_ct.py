@@ -163,13 +163,13 @@ class TestLosses:
         bright = self.constant(torch.full((16, 16), 3.0))
         wanted = {k: v[0] for k, v in batch.query.items()}
         assert ct.query_loss(bright, wanted, batch.shared) > 4
-        assert ct.render(bright, batch.shared).shape == (16, 16, 1)
-        assert ct.render(bright, batch.shared).max() == 1
+        assert ct.render(bright, {}, batch.shared).shape == (16, 16, 1)
+        assert ct.render(bright, {}, batch.shared).max() == 1
 
     def test_coordinates_are_y_first_and_rows_run_downwards(self) -> None:
         ct = domain()
         batch = ct.tasks(0, 0, 1)
-        rendered = ct.render(lambda c: (c[..., :1] > 0).float(), batch.shared)
+        rendered = ct.render(lambda c: (c[..., :1] > 0).float(), {}, batch.shared)
         assert rendered[8:].min() == 1 and rendered[:8].max() == 0
 
     def test_second_derivatives_under_vmap_equal_a_loop(self) -> None:

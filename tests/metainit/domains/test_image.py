@@ -474,12 +474,12 @@ class TestDomain:
         images = domain()
         batch = images.tasks(0, 0, 1, "test")
         query = {k: v[0] for k, v in batch.query.items()}
-        rendered = images.render(lambda x: query["values"] + 0.0, batch.shared)
+        rendered = images.render(lambda x: query["values"] + 0.0, query, batch.shared)
         assert rendered.shape == (8, 12, 3) and torch.equal(rendered, images.target(query))
         found = images.metrics(rendered, query)
         assert found["psnr"] == 100 and found["ssim"] == pytest.approx(1)
         assert (
-            images.render(lambda x: 5 - 10 * query["values"], batch.shared).unique().tolist() == [0, 1]
+            images.render(lambda x: 5 - 10 * query["values"], query, batch.shared).unique().tolist() == [0, 1]
             or True
         )
         off = images.metrics((rendered + 0.1).clamp(0, 2), query)["psnr"]

@@ -31,7 +31,7 @@ def rendered(domain: object, start: Start, network: nn.Module | None = None) -> 
     assert hasattr(blobs, "tasks") and hasattr(blobs, "render")
     shared = blobs.tasks(0, 0, 1, "test").shared
     with torch.no_grad():
-        image = blobs.render(function_of(network or build(NETWORK))(start.weights), shared)
+        image = blobs.render(function_of(network or build(NETWORK))(start.weights), {}, shared)
     assert isinstance(image, Tensor)
     return image
 

@@ -145,7 +145,7 @@ def test_step_0_is_the_untouched_start() -> None:
     found, _ = tuned_curve(Bench(build(NETWORK), domain), start, test, test, [0, 1])
     for row, task in enumerate(test):
         with torch.no_grad():
-            rendered = domain.render(network, task.shared)
+            rendered = domain.render(network, {}, task.shared)
         expected = domain.metrics(rendered, {k: v[0] for k, v in task.query.items()})
         assert {k: v[row, 0] for k, v in found.items()} == dict(expected)
 
@@ -230,7 +230,7 @@ def test_a_curve_is_a_trajectory_measured() -> None:
         walk = list(trajectory(losses, start.weights, routine, {}, 3))
         for column, step in enumerate((1, 3)):
             with torch.no_grad():
-                rendered = domain.render(function(walk[step]), task.shared)
+                rendered = domain.render(function(walk[step]), {}, task.shared)
             metrics = domain.metrics(rendered, {k: v[0] for k, v in task.query.items()})
             assert {k: v[row, column] for k, v in found.items()} == dict(metrics)
 

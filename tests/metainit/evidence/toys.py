@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -59,7 +60,9 @@ class Bowls:
     One gradient step of size 1/h ends at c exactly; an Adam step of size |c| does from w = 0.
     """
 
-    input_features = output_features = 1
+    metric = "psnr"
+    controls = ("default", "siren")
+    network_arguments: Mapping[str, int] = MappingProxyType({"in_features": 1, "out_features": 1})
 
     def __init__(self, curvatures: Sequence[float], centres: Sequence[float]) -> None:
         self.curvatures = torch.tensor(curvatures, dtype=torch.float64)
@@ -80,8 +83,14 @@ class Bowls:
 
     query_loss = support_loss
 
-    def render(self, predict: Predict, shared: Tensors) -> Tensor:
+    def example_inputs(self) -> Tensor:
+        return torch.zeros(1, 1, dtype=torch.float64)
+
+    def render(self, predict: Predict, query: Tensors, shared: Tensors) -> Tensor:
         return predict(shared["coordinates"])[None]
+
+    def picture(self, rendered: Tensor, query: Tensors) -> Tensor:
+        return rendered
 
     def target(self, query: Tensors) -> Tensor:
         return query["c"].reshape(1, 1, 1)

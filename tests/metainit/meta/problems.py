@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,8 +36,9 @@ def algorithm(row: str, **changes: Any) -> AlgorithmConfig:
 class SineDomain:
     """Sines of random height and phase, seen at random points: the regression task of the MAML paper."""
 
-    input_features = 1
-    output_features = 1
+    metric = "psnr"
+    controls = ("default", "siren")
+    network_arguments: Mapping[str, int] = MappingProxyType({"in_features": 1, "out_features": 1})
 
     def __init__(self, points: int = 16, dtype: torch.dtype = torch.float64) -> None:
         self.points = points
@@ -68,8 +70,17 @@ class SineDomain:
 
     query_loss = support_loss
 
-    def render(self, predict: Predict, shared: Tensors) -> Tensor:
-        return predict(torch.linspace(-1, 1, 32, dtype=self.dtype)[:, None])[None]
+    def example_inputs(self) -> Tensor:
+        return torch.linspace(-1, 1, 32, dtype=self.dtype)[:, None]
+
+    def render(self, predict: Predict, query: Tensors, shared: Tensors) -> Tensor:
+        return predict(self.example_inputs())[None]
+
+    def picture(self, rendered: Tensor, query: Tensors) -> Tensor:
+        return rendered
+
+    def target(self, query: Tensors) -> Tensor:
+        return query["y"][None]
 
     def metrics(
         self, rendered: Tensor, query: Tensors, names: Collection[str] | None = None
@@ -88,12 +99,12 @@ class QuadraticDomain(SineDomain):
 
     def __init__(self, size: int = 4, flat: bool = False) -> None:
         super().__init__()
-        self.input_features = size
+        self.network_arguments = {"in_features": size, "out_features": 1}
         self.flat = flat
 
     def tasks(self, seed: int, index: int, count: int, split: Split = "train") -> TaskBatch:
         generator = generator_of("quadratic", seed, index, split)
-        n = self.input_features
+        n = self.network_arguments["in_features"]
         halves = torch.randn(2, count, n, n, generator=generator, dtype=torch.float64)
         forms = halves @ halves.mT / n + 0.1 * torch.eye(n, dtype=torch.float64)
         centres = torch.randn(2, count, n, 1, generator=generator, dtype=torch.float64)
