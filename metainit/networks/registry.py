@@ -14,13 +14,17 @@ from torch.func import functional_call
 from metainit.card import Spec
 from metainit.domains.base import Domain, Predict
 from metainit.errors import MismatchError, RecipeError, suggestion
+from metainit.networks.efficientlab import EfficientLab
 from metainit.networks.fourier_mlp import FourierMLP
 from metainit.networks.siren import Siren
+from metainit.networks.unet import UNet
 
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {
         "siren": Siren,
         "fourier_mlp": FourierMLP,
+        "unet": UNet,
+        "efficientlab": EfficientLab,
     }
 )
 """The networks that a spec can name."""

@@ -15,7 +15,7 @@ from metainit.errors import DivergenceError, MismatchError
 from metainit.initializers import INITIALIZERS, Context, pretrain_shared_encoder, shared_encoder
 from metainit.initializers.base import Role, roles
 from metainit.initializers.sine import WEIGHT_SCALE
-from metainit.networks import FourierMLP, Siren
+from metainit.networks import EfficientLab, FourierMLP, Siren, UNet
 from metainit.networks.siren import SineLayer
 
 
@@ -47,12 +47,21 @@ def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 3))
 
 
+def unet() -> UNet:
+    return UNet(2, 3, width=4, depth=2)
+
+
+def efficientlab() -> EfficientLab:
+    return EfficientLab(2, 3, width=0.25, depth=0.3, norm="batch")
+
+
 def drawn(*shape: int) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(5))
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "siren": siren, "fourier": fourier, "perceptron": perceptron, "convolutions": Convolutions
+    "siren": siren, "fourier": fourier, "perceptron": perceptron, "convolutions": Convolutions,
+    "unet": unet, "efficientlab": efficientlab,
 }  # fmt: skip
 ANY = tuple(NETWORKS)
 COORDINATES = ("siren", "fourier", "perceptron")
@@ -81,7 +90,7 @@ def test_the_table_has_every_initializer() -> None:
 
 def arguments_of(name: str, on: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     needs = TABLE[name][1]
-    inputs = drawn(16, 2, 8, 8) if on == "convolutions" else pixel_grid(8, 8)
+    inputs = pixel_grid(8, 8) if on in COORDINATES else drawn(16, 2, 8, 8)
     found: dict[str, Any] = {}
     if needs.get("inputs"):
         found["example_inputs"] = inputs.to(dtype)
@@ -321,7 +330,8 @@ class TestLSUV:
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
                 sine = isinstance(module, SineLayer)
-                spreads[name] = float((module.pre_activation(*inputs) if sine else output).detach().std())
+                of = module.pre_activation(*inputs) if sine else output
+                spreads[name] = float(of.detach().std(correction=0))
 
             return hook
 

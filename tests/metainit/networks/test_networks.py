@@ -1,7 +1,9 @@
 """Every network: sizes, types, vmap, state; and what is true of each by its paper."""
 
+import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,26 +20,72 @@ from metainit.fill import fill
 from metainit.initializers.base import SineNetwork
 from metainit.networks import NETWORKS, FourierMLP, Siren, build, function_of
 from metainit.networks.chunks import in_chunks
+from metainit.networks.efficientlab import (
+    CUT,
+    STAGES,
+    EfficientLab,
+    Encoder,
+    InvertedBottleneck,
+    ResidualSkipDecoder,
+)
+from metainit.networks.normalization import BatchStatistics
 from metainit.networks.siren import SineLayer
 
-TABLE: dict[str, Spec] = {
-    "siren": Spec(name="siren", arguments={"width": 16, "depth": 3}),
-    "siren, Tancik": Spec(
-        name="siren", arguments={"width": 16, "depth": 4, "omega": 200.0, "omega_first": 200.0}
-    ),
-    "siren, shallow": Spec(name="siren", arguments={"width": 8, "depth": 2, "offset": 0.0}),
-    "fourier_mlp": Spec(name="fourier_mlp", arguments={"width": 16, "depth": 3, "frequencies": 8}),
-    "fourier_mlp, linear": Spec(
-        name="fourier_mlp", arguments={"width": 8, "depth": 2, "frequencies": 4, "sigmoid": False}
+
+@dataclass(frozen=True)
+class Row:
+    """A network or variant of one: what it is given, and arguments that make it tiny."""
+
+    spec: Spec
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    tiny: dict[str, Any]
+    impossible: tuple[dict[str, int], ...]
+
+    def drawn(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return points(*self.inputs, dtype=dtype)
+
+
+def _coordinates(name: str, tiny: dict[str, Any], **arguments: Any) -> Row:
+    wrong = ({"width": 0}, {"depth": 1}, {"in_features": -1}, {"out_features": 0})
+    spec = Spec(name=name, arguments={"out_features": 3, **arguments})
+    return Row(spec, (7, 2), (7, 3), {"width": 3, "out_features": 1, **tiny}, wrong)
+
+
+def _images(name: str, tiny: dict[str, Any], **arguments: Any) -> Row:
+    wrong = ({"width": 0}, {"depth": 0}, {"in_channels": -1}, {"classes": 0})
+    spec = Spec(name=name, arguments={"in_channels": 2, "classes": 3, **arguments})
+    return Row(spec, (2, 2, 13, 18), (2, 3, 13, 18), {"classes": 2, **tiny}, wrong)
+
+
+SLOW_SINES = {"omega": 3.0, "omega_first": 3.0}
+COORDINATES: dict[str, Row] = {
+    "siren": _coordinates("siren", SLOW_SINES, width=16, depth=3),
+    "siren, Tancik": _coordinates("siren", SLOW_SINES, width=16, depth=4, omega=200.0, omega_first=200.0),
+    "siren, shallow": _coordinates("siren", SLOW_SINES, width=8, depth=2, offset=0.0),
+    "fourier_mlp": _coordinates("fourier_mlp", {"frequencies": 2}, width=16, depth=3, frequencies=8),
+    "fourier_mlp, linear": _coordinates(
+        "fourier_mlp", {"frequencies": 2}, width=8, depth=2, frequencies=4, sigmoid=False
     ),
 }
+IMAGES: dict[str, Row] = {
+    "unet": _images("unet", {"width": 2, "depth": 2}, width=4, depth=3),
+    "unet, batch": _images("unet", {"width": 2, "depth": 2}, width=4, depth=3, norm="batch"),
+    "efficientlab": _images("efficientlab", {"width": 0.1, "depth": 0.1}, width=0.25, depth=0.3),
+    "efficientlab, batch": _images(
+        "efficientlab", {"width": 0.1, "depth": 0.1}, width=0.25, depth=0.3, norm="batch"
+    ),
+}
+TABLE: dict[str, Row] = {**COORDINATES, **IMAGES}
 """One row a network or variant of one: a new one adds its row and gets every test below."""
 
 every_network = pytest.mark.parametrize("row", TABLE)
+of_coordinates = pytest.mark.parametrize("row", COORDINATES)
+of_images = pytest.mark.parametrize("row", IMAGES)
 
 
 def network_of(row: str, seed: int = 0, **changes: Any) -> nn.Module:
-    spec = TABLE[row]
+    spec = TABLE[row].spec
     return build(Spec(name=spec.name, arguments={**spec.arguments, **changes}), seed)
 
 
@@ -54,10 +102,10 @@ def points(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def test_the_table_has_every_network() -> None:
-    assert {spec.name for spec in TABLE.values()} == set(NETWORKS)
+    assert {row.spec.name for row in TABLE.values()} == set(NETWORKS)
 
 
-@every_network
+@of_coordinates
 @settings(max_examples=15, deadline=None)
 @given(
     st.integers(1, 5),
@@ -77,19 +125,19 @@ def test_any_sizes(row: str, features: int, outputs: int, width: int, depth: int
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_keeps_the_dtype(row: str, dtype: torch.dtype) -> None:
     network = network_of(row).to(dtype)
-    found = network(points(5, 2, dtype=dtype))
-    assert found.dtype == dtype and torch.isfinite(found).all()
+    found = network(TABLE[row].drawn(dtype))
+    assert found.dtype == dtype and torch.isfinite(found).all() and found.shape == TABLE[row].outputs
 
 
 @every_network
 def test_float32_is_float64_rounded(row: str) -> None:
     network = scaled_network_of(row)
-    x = points(64, 2)
+    x = TABLE[row].drawn()
     error = (network(x).double() - network.double()(x.double())).abs().max()
     assert error < 1e-4
 
 
-@every_network
+@of_coordinates
 def test_each_point_is_computed_alone(row: str) -> None:
     network, x = scaled_network_of(row).double(), points(12, 2, dtype=torch.float64)
     one_by_one = torch.stack([network(point) for point in x])
@@ -100,7 +148,7 @@ def test_each_point_is_computed_alone(row: str) -> None:
 @every_network
 def test_vmap_over_weights_is_one_network_after_another(row: str) -> None:
     networks = [scaled_network_of(row, seed).double() for seed in range(3)]
-    x = points(3, 7, 2, dtype=torch.float64)
+    x = points(3, *TABLE[row].inputs, dtype=torch.float64)
     stacked, _ = stack_module_state(networks)  # type: ignore[arg-type]
     function = function_of(networks[0])
     at_once = vmap(lambda weights, inputs: function(weights)(inputs))(stacked, x)
@@ -110,22 +158,24 @@ def test_vmap_over_weights_is_one_network_after_another(row: str) -> None:
 
 @every_network
 def test_second_derivatives_agree_with_finite_differences(row: str) -> None:
-    small = {"frequencies": 2} if row.startswith("fourier") else {"omega": 3.0, "omega_first": 3.0}
-    network = network_of(row, width=3, out_features=1, **small).double()
-    names, x = [k for k, _ in network.named_parameters()], points(4, 2, dtype=torch.float64)
+    network, x = network_of(row, **TABLE[row].tiny).double(), TABLE[row].drawn(torch.float64)
+    shapes = {k: v.shape for k, v in network.named_parameters()}
 
-    def loss(*values: Tensor) -> Tensor:
-        return function_of(network)(dict(zip(names, values, strict=True)))(x).square().mean()
+    def loss(flat: Tensor) -> Tensor:
+        parts = flat.split([shape.numel() for shape in shapes.values()])
+        weights = {k: p.view(shapes[k]) for k, p in zip(shapes, parts, strict=True)}
+        return function_of(network)(weights)(x).square().mean()
 
-    values = [v.detach().clone().requires_grad_() for v in network.parameters()]
-    assert torch.autograd.gradgradcheck(loss, values, atol=1e-6, rtol=1e-4)
+    flat = torch.cat([v.detach().flatten() for v in network.parameters()]).requires_grad_()
+    # In full where there are few parameters, else in random directions.
+    assert torch.autograd.gradgradcheck(loss, flat, atol=1e-6, rtol=1e-4, fast_mode=row in IMAGES)
 
 
 @every_network
 def test_state_round_trip_through_a_checkpoint(row: str) -> None:
-    network, other, x = network_of(row), network_of(row, seed=1), points(9, 2)
+    network, other, x = network_of(row), network_of(row, seed=1), TABLE[row].drawn()
     assert not torch.equal(network(x), other(x))
-    card = Card(kind="prior", name="a", method=Method(name="none"), network=TABLE[row])
+    card = Card(kind="prior", name="a", method=Method(name="none"), network=TABLE[row].spec)
     stored = files.from_bytes(files.to_bytes(network.state_dict(), card))
     assert stored.card.network is not None
     fill(other, stored.weights, "test")
@@ -143,10 +193,10 @@ def test_a_spec_and_a_seed_are_one_network(row: str) -> None:
 
 
 @every_network
-@pytest.mark.parametrize("wrong", [{"width": 0}, {"depth": 1}, {"in_features": -1}, {"out_features": 0}])
-def test_impossible_sizes_are_refused(row: str, wrong: dict[str, int]) -> None:
-    with pytest.raises(RecipeError, match="cannot be built: sizes must be positive"):
-        network_of(row, **wrong)
+def test_impossible_sizes_are_refused(row: str) -> None:
+    for wrong in TABLE[row].impossible:
+        with pytest.raises(RecipeError, match="cannot be built: sizes must be positive"):
+            network_of(row, **wrong)
 
 
 @every_network
@@ -166,10 +216,139 @@ def test_an_argument_of_another_type_is_refused(wrong: dict[str, Any]) -> None:
         network_of("siren", **wrong)
 
 
+@every_network
+def test_a_copy_is_the_same_network(row: str) -> None:
+    network, x = network_of(row), TABLE[row].drawn()
+    other = copy.deepcopy(network)
+    expected = network(x)
+    with torch.no_grad():
+        for value in network.parameters():
+            value.zero_()
+    assert torch.equal(other(x), expected)
+
+
+@every_network
+def test_is_a_function_of_its_weights_alone(row: str) -> None:
+    """No state that a call changes, and the same in training and in use."""
+    network, x = network_of(row), TABLE[row].drawn()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    assert torch.equal(network.train()(x), network.eval()(x))
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+@of_images
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 40), st.integers(1, 40))
+def test_any_image_size_and_number_of_classes(
+    row: str, count: int, channels: int, classes: int, height: int, width: int
+) -> None:
+    network = network_of(row, in_channels=channels, classes=classes)
+    found = network(points(count, channels, height, width))
+    assert found.shape == (count, classes, height, width) and torch.isfinite(found).all()
+
+
+@of_images
+def test_memory_format_changes_nothing(row: str) -> None:
+    network, x = network_of(row).double(), TABLE[row].drawn(torch.float64)
+    found = copy.deepcopy(network).to(memory_format=torch.channels_last)(
+        x.contiguous(memory_format=torch.channels_last)
+    )
+    torch.testing.assert_close(found, network(x), rtol=1e-12, atol=1e-12)
+
+
+@of_images
+def test_images_are_independent_unless_the_batch_is_normalized(row: str) -> None:
+    network, x = network_of(row).double(), TABLE[row].drawn(torch.float64)
+    alone = torch.cat([network(image[None]) for image in x])
+    assert torch.allclose(network(x), alone, rtol=1e-10, atol=1e-10) == ("batch" not in row)
+
+
+@of_images
+def test_the_last_layer_is_called_head(row: str) -> None:
+    network = network_of(row)
+    assert list(dict(network.named_parameters()))[-2:] == ["head.weight", "head.bias"]
+    head = network.get_submodule("head")
+    with torch.no_grad():
+        for value in head.parameters():
+            value.zero_()
+    assert network(TABLE[row].drawn()).count_nonzero() == 0
+
+
+@pytest.mark.parametrize("name", ["unet", "efficientlab"])
+def test_an_unknown_normalization_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match="norm is 'layer', the choices are: batch, group"):
+        build(Spec(name=name, arguments={"norm": "layer"}))
+
+
+class TestNormalization:
+    def test_batch_statistics_are_the_frameworks_batch_normalization_in_training(self) -> None:
+        ours, theirs = BatchStatistics(5).eval(), nn.BatchNorm2d(5)
+        x = points(3, 5, 4, 6)
+        assert torch.equal(ours(x), theirs(x)) and not list(ours.buffers())
+
+    def test_batch_statistics_of_a_single_value_are_the_bias(self) -> None:
+        layer = BatchStatistics(2)
+        with torch.no_grad():
+            layer.bias.copy_(torch.tensor([0.5, -1.0]))
+        assert layer(torch.ones(1, 2, 1, 1)).flatten().tolist() == pytest.approx([0.5, -1.0], abs=1e-4)
+
+
+class TestEfficientLab:
+    def test_the_encoder_has_the_published_number_of_parameters(self) -> None:
+        """EfficientNet-B0 has 5,288,548: all of it but the last convolution and the classifier is ours."""
+        last = 320 * 1280 + 2 * 1280
+        classifier = 1280 * 1000 + 1000
+        encoder = Encoder(3, 1.0, 1.0, "batch", STAGES)
+        assert sum(p.numel() for p in encoder.parameters()) + last + classifier == 5_288_548
+
+    def test_the_cut_is_after_block_11_at_stride_16_with_112_channels(self) -> None:
+        network = EfficientLab(norm="batch")
+        blocks = [m for m in network.modules() if isinstance(m, InvertedBottleneck)]
+        assert len(blocks) == 11
+        shapes = [tuple(h.shape[1:]) for h in network.encoder(torch.zeros(1, 3, 224, 224))]
+        assert shapes == [(16, 112, 112), (24, 56, 56), (40, 28, 28), (112, 14, 14)]
+        assert network.head.weight.shape == (2, 112, 1, 1)
+
+    def test_parameters_of_a_block_by_the_table(self) -> None:
+        """Written out from the table: convolutions without biases, two values a normalized channel."""
+        total, channels = 27 * 32 + 2 * 32, 32
+        for repeats, kernel, _, expansion, out in STAGES[:CUT]:
+            for _ in range(repeats):
+                inner, squeezed = channels * expansion, channels // 4
+                total += (channels * inner + 2 * inner) if expansion > 1 else 0
+                total += kernel**2 * inner + 2 * inner
+                total += 2 * inner * squeezed + inner + squeezed
+                total += inner * out + 2 * out
+                channels = out
+        assert sum(p.numel() for p in EfficientLab().encoder.parameters()) == total
+
+    def test_the_coefficients_of_b3_give_its_17_blocks_and_136_channels(self) -> None:
+        with torch.device("meta"):
+            network = EfficientLab(width=1.2, depth=1.4)
+        # The authors cut B3 after block 17, counted from 0.
+        assert sum(isinstance(m, InvertedBottleneck) for m in network.modules()) == 18
+        assert network.encoder.channels[-1] == 136
+
+    def test_the_decoder_is_the_formula(self) -> None:
+        decoder = ResidualSkipDecoder(4, 6, "group").double()
+        coarse, skip = points(2, 4, 3, 5, dtype=torch.float64), points(2, 6, 7, 9, dtype=torch.float64)
+
+        def branch(layer: nn.Sequential, x: Tensor) -> Tensor:
+            y = layer[0](x)
+            return layer[2](y * y.sigmoid())
+
+        up = nn.functional.interpolate(coarse, (7, 9), mode="bilinear", align_corners=True)
+        both = torch.cat([up, skip], 1)
+        mean = torch.zeros_like(both) + both.mean((2, 3))[:, :, None, None]
+        parts = [branch(decoder.pointwise, both), branch(decoder.dilated, both), mean]
+        expected = branch(decoder.join, torch.cat(parts, 1)) + up
+        torch.testing.assert_close(decoder(coarse, skip), expected, rtol=1e-12, atol=1e-12)
+
+
 class TestFunctionOf:
     @every_network
     def test_threads_do_not_see_each_others_weights(self, row: str) -> None:
-        network, x = network_of(row), points(512, 2)
+        network, x = network_of(row), TABLE[row].drawn()
         weights = [dict(network_of(row, seed).named_parameters()) for seed in range(8)]
         function = function_of(network)
         expected = [function(w)(x) for w in weights]
