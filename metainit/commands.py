@@ -25,7 +25,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="answer in JSON")]
 def measure(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="what metainit.load takes")],
     out: Annotated[Path, typer.Option("--out", help="folder for table, JSON and picture")],
-    domain: Annotated[str | None, typer.Option(help="image or ct; the card's unless given")] = None,
+    domain: Annotated[str | None, typer.Option(help="a domain's name; the card's unless given")] = None,
     data: Annotated[Path | None, typer.Option(help="folder or npz; the card's unless given")] = None,
     tasks: Annotated[int, typer.Option(min=1, help="held-out tasks")] = 64,
     steps: Annotated[str, typer.Option(help="adaptation steps, for example 0,1,2,5,10")] = "0,1,2,5,10",
@@ -69,7 +69,10 @@ def measure(
 
 
 def fit(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="an image, an npz sinogram, or a folder")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="an image, an npz sinogram, or a folder"),
+    ],
     init: Annotated[str, typer.Option("--init", metavar="SOURCE", help="what metainit.load takes")],
     out: Annotated[Path, typer.Option("--out", "-o", help="folder for weights, renderings and reports")],
     steps: Annotated[int | None, typer.Option(min=0, help="the card's number unless given")] = None,
@@ -79,9 +82,11 @@ def fit(
     network: Annotated[str | None, typer.Option(help="network spec as YAML; the card's unless given")] = None,
     seed: Annotated[int, typer.Option(help="for starts that are drawn")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda; on a GPU many files are fitted at once")] = "cpu",
+    domain: Annotated[str | None, typer.Option(help="what the files are; the card's unless given")] = None,
+    truth: Annotated[Path | None, typer.Option(help="folder of masks to judge segmentations by")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fit a network to a file, or to every file of a folder; finished files are skipped next time."""
+    """Fit to a file or a folder, as the start's domain does; what is finished is skipped next time."""
     from metainit.fitting import fit_all
     from metainit.initialization import load
 
@@ -115,6 +120,8 @@ def fit(
             seed,
             progress,
             device,
+            truth,
+            domain,
         )
         bar.update(line, total=report["files"], completed=report["files"])
     if as_json:
@@ -199,10 +206,10 @@ def _spec(text: str) -> Spec:
 
 def _domain_spec(name: str | None, data: Path | None, carried: Spec | None) -> Spec:
     """Return the domain of the command line, or the card's with what the command line says instead."""
-    from metainit.domains.registry import PLACES
+    from metainit.domains.registry import DOMAINS, PLACES
 
     if name is None and carried is None:
-        raise typer.BadParameter("no card names a domain: give --domain image or --domain ct")
+        raise typer.BadParameter(f"no card names a domain: give --domain, one of {', '.join(DOMAINS)}")
     same = carried is not None and name in (None, carried.name)
     spec = carried if same and carried is not None else Spec(name=name or "")
     if data is None:

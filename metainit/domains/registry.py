@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,19 +16,30 @@ from metainit.domains.ct import CTConfig, CTDomain
 from metainit.domains.image import ImageConfig, ImageDomain
 from metainit.errors import RecipeError, suggestion
 
+if TYPE_CHECKING:
+    from metainit.fitting.base import Fit
+
+
+def _signals() -> Fit:
+    """Return the fit of one network to each signal; read when it is asked for, as only `fit` needs it."""
+    from metainit.fitting.signals import fit_signals
+
+    return fit_signals
+
 
 @dataclass(frozen=True)
 class Entry:
-    """A domain's config class and how the domain is made from one."""
+    """A domain's config class, how the domain is made from one, and what `metainit fit` does with files."""
 
     config: type[BaseModel]
     make: Callable[[Any], Domain]
+    fit: Callable[[], Fit]
 
 
 DOMAINS: Mapping[str, Entry] = MappingProxyType(
     {
-        "image": Entry(ImageConfig, ImageDomain),
-        "ct": Entry(CTConfig, CTDomain),
+        "image": Entry(ImageConfig, ImageDomain, _signals),
+        "ct": Entry(CTConfig, CTDomain, _signals),
     }
 )
 """The domains that a spec can name."""

@@ -12,7 +12,7 @@ import pytest
 import skimage.io
 import torch
 
-from metainit import checkpoint, fitting
+from metainit import checkpoint
 from metainit.adaptation import Task
 from metainit.card import AdaptationRoutine, Spec
 from metainit.domains.ct import CTConfig, CTDomain
@@ -20,7 +20,8 @@ from metainit.domains.image import ImageConfig, ImageDomain
 from metainit.errors import DataError, SourceError
 from metainit.evidence.curves import weights_of
 from metainit.evidence.metrics import psnr
-from metainit.fitting import REPORT_FILE, WEIGHTS_FILE, _Job, fit_all, prepare_fitter
+from metainit.fitting import REPORT_FILE, WEIGHTS_FILE, fit_all, prepare_start, signals
+from metainit.fitting.signals import _Job, fit_together
 from metainit.initialization import Initialization, load
 from metainit.networks import build
 from metainit.networks.chunks import in_chunks
@@ -282,9 +283,9 @@ def test_files_of_one_size_are_fitted_at_once_as_they_are_alone(tmp_path: Path) 
         picture(tmp_path / "in" / f"{number}.png", 6, 7, 3, seed=number)
     start = start_for(COLOUR, tmp_path)
     fit_all(tmp_path / "in", start, tmp_path / "out")
-    fitter = prepare_fitter(start)
+    prepared = prepare_start(start)
     paths = signal_paths(tmp_path / "in")
-    for one in fitter.fit([read_signal(p, 3) for p in paths], batched=True):
+    for one in fit_together(prepared, [read_signal(p, 3) for p in paths], batched=True):
         alone = checkpoint.load(tmp_path / "out" / one.path.name / WEIGHTS_FILE)
         for name, value in alone.weights.items():
             torch.testing.assert_close(one.weights[name], value, rtol=1e-4, atol=1e-6)
@@ -296,8 +297,8 @@ def test_one_of_several_at_once_may_diverge(tmp_path: Path) -> None:
     sinogram(tmp_path / "in" / "good.npz")
     with np.load(tmp_path / "in" / "good.npz") as good:
         np.savez(tmp_path / "in" / "huge.npz", sinogram=good["sinogram"] + 1e30, angles=good["angles"])
-    fitter = prepare_fitter(start_for(GREY, tmp_path))
-    job = _Job(fitter, tmp_path / "in", tmp_path / "out")
+    prepared = prepare_start(start_for(GREY, tmp_path))
+    job = _Job(prepared, tmp_path / "in", tmp_path / "out")
     answers = dict(job._chunk(signal_paths(tmp_path / "in"), batched=True))
     assert isinstance(answers["good.npz"], dict) and isinstance(answers["huge.npz"], str)
     assert answers["huge.npz"].startswith("huge.npz: adaptation step 0: the loss is")
@@ -337,7 +338,7 @@ def test_a_picture_of_many_pixels_is_fitted_in_chunks_to_the_same_end(
     picture(tmp_path / "in" / "a.png", 9, 13, 3)
     start = start_for(COLOUR, tmp_path)
     fit_all(tmp_path / "in", start, tmp_path / "whole")
-    monkeypatch.setattr(fitting, "in_chunks", lambda function: in_chunks(function, rows=20))
+    monkeypatch.setattr(signals, "in_chunks", lambda function: in_chunks(function, rows=20))
     fit_all(tmp_path / "in", start, tmp_path / "chunks")
     whole, chunks = (checkpoint.load(tmp_path / n / "a.png" / WEIGHTS_FILE) for n in ("whole", "chunks"))
     for name, value in whole.tensors.items():
