@@ -41,10 +41,10 @@ class Palette:
 
 
 def palette(generator: Generator, regions: int, channels: int, target: Sequence[int]) -> Palette:
-    """Draw colours and textures for regions, those in `target` apart from the background, region 0.
+    r"""Draw colours and textures for regions, those in `target` apart from the background, region 0.
 
-    A third of the palettes are grey, a third are of stains that absorb light on a bright ground (the colour is
-    :math:`\\exp(-a d)` for amounts a of two dyes of optical density d, as in histology), a third are of
+    A third of the palettes are grey, a third are of stains that absorb light on a bright ground (the colour
+    is :math:`\exp(-a d)` for amounts a of two dyes of optical density d, as in histology), a third are of
     any colours.
     """
     style = number(generator, 0, 1)
@@ -91,8 +91,8 @@ def painted(
 ) -> Tensor:
     """Return images ``(n, channels, pixels)`` of a map of regions ``(n, pixels)``.
 
-    Paper: as the Gaussian mixtures with smooth multiplicative noise of Dey et al. 2024, arXiv:2411.02372, here
-    with textures that differ from region to region.
+    Paper: as the Gaussian mixtures with smooth multiplicative noise of Dey et al. 2024, arXiv:2411.02372,
+    here with textures that differ from region to region.
     """
     n, count = len(regions), len(look.colours)
     means = look.colours + look.jitter * torch.randn(n, count, 1, generator=generator)
@@ -205,7 +205,8 @@ def _through_lens(images: Tensor, size: Sequence[int], made: Device, generator: 
         place = torch.randint(flat.shape[-1], (n, 1, 1), generator=generator)
         spike = torch.zeros_like(flat).scatter_(2, place.expand(-1, flat.shape[1], -1), 1)
         spectrum = spectrum + (made.spikes * math.prod(size) / 2 * spike).reshape(spectrum.shape)
-    return torch.fft.irfftn(spectrum, s=tuple(size), dim=dims).flatten(2)
+    through: Tensor = torch.fft.irfftn(spectrum, s=tuple(size), dim=dims)
+    return through.flatten(2)
 
 
 def _marked(images: Tensor, size: Sequence[int], strength: float, generator: Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Augmentation of labelled images: the same change of place for image and label, a change of light for the image."""
+"""Augmentation of labelled images: image and label move together, and the light on the image changes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from metainit.domains.base import Tensors
 class AugmentationConfig(Record):
     """How far an augmented image may move from the one it was made of.
 
-    `flips`: axes that may be mirrored; leave the vertical one out where up and down differ, and both where left
-    and right do as well. Angles are in degrees; `scale` and `gamma` are the largest factors.
+    `flips`: axes that may be mirrored; leave the vertical one out where up and down differ, and both where
+    left and right do as well. Angles are in degrees; `scale` and `gamma` are the largest factors.
     """
 
     flips: tuple[Literal["horizontal", "vertical"], ...] = ("horizontal", "vertical")
@@ -97,7 +97,7 @@ def _sampling_grid(
     )
     aspect = width / height
     cosine, sine = torch.cos(turn) * scale, torch.sin(turn) * scale
-    # Coordinates run from -1 to 1 along both sides, so a rotation of a frame that is no square needs its aspect.
+    # Coordinates run from -1 to 1 along both sides: turning a frame that is no square needs its aspect.
     matrix = torch.stack(
         [
             torch.stack([cosine, -sine / aspect], -1) * mirror,
@@ -126,8 +126,8 @@ def _relit(images: Tensor, config: AugmentationConfig, generator: Generator) -> 
 def recoloured(observed: Tensors, generator: Generator) -> Tensors:
     """Return a task under another light: one change for all of its images, which makes it another task.
 
-    Channels are permuted, some inverted, and the curve is bent. What a class looks like then has to be read off
-    the support, and cannot be remembered from earlier tasks.
+    Channels are permuted, some inverted, and the curve is bent. What a class looks like then has to be read
+    off the support, and cannot be remembered from earlier tasks.
 
     Source:
         Rajendran et al. 2020, Meta-Learning Requires Meta-Augmentation, arXiv:2007.05549, here for images.

@@ -55,7 +55,8 @@ def smooth_noise(size: Sequence[int], lengths: Tensor, generator: torch.Generato
     pixels = (lengths if lengths.ndim == 2 else lengths[:, None]) * min(size)
     scaled = frequencies(size) * pixels.reshape(len(lengths), *(1 for _ in size), -1)
     shaped = spectrum * torch.exp(-2 * math.pi**2 * scaled.square().sum(-1))
-    field = torch.fft.irfftn(shaped, s=tuple(size), dim=dims).flatten(1)
+    grid: Tensor = torch.fft.irfftn(shaped, s=tuple(size), dim=dims)
+    field = grid.flatten(1)
     field = field - field.mean(1, keepdim=True)
     return field / field.std(1, keepdim=True).clamp(min=1e-12)
 
@@ -99,6 +100,7 @@ def rotations(generator: torch.Generator, dimensions: int, *shape: int) -> Tenso
         True
     """
     normal = torch.randn(*shape, dimensions, dimensions, generator=generator)
-    orthogonal, upper = torch.linalg.qr(normal)
+    parts: tuple[Tensor, Tensor] = torch.linalg.qr(normal)
+    orthogonal, upper = parts
     # Uniform over the group only with the signs of the diagonal fixed (Mezzadri 2007).
     return orthogonal * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)

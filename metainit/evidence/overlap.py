@@ -43,7 +43,9 @@ def iou(probabilities: Tensor, labels: Tensor) -> float:
         >>> iou(torch.nn.functional.one_hot(torch.tensor([[[1, 0, 0, 0]]]), 2).movedim(-1, 1), truth)
         0.5
     """
-    return _mean(probabilities, labels, lambda found, true: _ratio((found & true).sum(), (found | true).sum()))
+    return _mean(
+        probabilities, labels, lambda found, true: _ratio((found & true).sum(), (found | true).sum())
+    )
 
 
 def dice(probabilities: Tensor, labels: Tensor) -> float:

@@ -42,7 +42,7 @@ def test_keeps_shapes_types_range_and_the_given_tensors(lead: tuple[int, ...]) -
         assert value.shape == given[name].shape and value.dtype == given[name].dtype
         assert torch.equal(given[name], kept[name])
     assert 0 <= found["images"].min() and found["images"].max() <= 1
-    assert set(found["labels"].unique().tolist()) <= {0, 1, 2}
+    assert found["labels"].min() >= 0 and found["labels"].max() <= 2
 
 
 def test_probability_is_the_share_of_changed_images() -> None:
@@ -82,8 +82,8 @@ def test_turning_keeps_the_shape_of_things_in_a_frame_that_is_no_square() -> Non
     disc = (rows.square() + columns.square() < 15**2).long().expand(20, -1, -1)
     given = {"images": disc[:, None].float(), "labels": disc}
     found = augmented(given, seeded(), 1.0, AugmentationConfig(**{**STILL, "angle": 90}))
-    middle = slice(22, 58)  # further out the frame shows its own mirror image
-    assert float((found["labels"] == disc)[..., middle].float().mean()) > 0.99
+    inside = rows.square() + columns.square() < 19**2  # further out the frame shows its own mirror image
+    assert float((found["labels"] == disc)[:, inside].float().mean()) > 0.97
 
 
 def test_ignored_pixels_stay_ignored() -> None:
