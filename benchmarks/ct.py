@@ -21,7 +21,8 @@ from benchmarks.training import Plan, train
 from metainit import load
 from metainit.card import AdaptationRoutine, Continuation, Spec
 from metainit.domains.ct import CTConfig, CTDomain
-from metainit.evidence.controls import analytic_starts
+from metainit.evidence.controls import base as controls
+from metainit.evidence.controls.registry import make_controls
 from metainit.evidence.curves import GRID_RATIO, Bench, Start, weights_of
 from metainit.evidence.measuring import held_out
 from metainit.evidence.metrics import psnr
@@ -196,8 +197,8 @@ def _measured(name: str, views: int, start: Start, network: nn.Module, chosen: A
 
 
 def _starts(seed: int, network: nn.Module) -> Mapping[str, Start]:
-    coordinates = domain("phantoms", SIDE).tasks(0, 0, 1, "validation").shared["coordinates"]
-    return {s.name: s for s in analytic_starts(network, seed, coordinates, ORDINARY)}
+    setting = controls.Setting(network, domain("phantoms", SIDE), seed=seed)
+    return {s.name: s for s in make_controls(setting, ORDINARY, left_out={})}
 
 
 def table(cells: Cells, name: str) -> None:

@@ -21,7 +21,8 @@ from benchmarks.training import Plan, train
 from metainit import load
 from metainit.card import AdaptationRoutine, Continuation, Spec
 from metainit.domains.image import ImageConfig, ImageDomain
-from metainit.evidence.controls import signal_controls
+from metainit.evidence.controls.base import Setting
+from metainit.evidence.controls.registry import make_controls
 from metainit.evidence.curves import GRID_RATIO, Bench, Start, best_routines, tuned_curve, weights_of
 from metainit.evidence.measuring import held_out
 from metainit.evidence.statistics import bootstrap, paired_bootstrap
@@ -83,7 +84,7 @@ def prior_start(seed: int, network: nn.Module) -> Start:
 def controls(seed: int) -> list[Start]:
     """Return every control of one seed."""
     network = build(NETWORK)
-    return signal_controls(network, domain(), prior_start(seed, network), seed)
+    return make_controls(Setting(network, domain(), prior_start(seed, network), seed))
 
 
 def measure(cells: Cells) -> None:
@@ -161,7 +162,7 @@ def _deep_starts(network: nn.Module, faces: ImageDomain) -> list[Start]:
     coordinates = faces.tasks(0, 0, 1, "validation").shared["query_coordinates"]
     signals = faces.tasks(0, 0, 10, "train").support["values"]
     found = [prior_start(0, network)]
-    found += signal_controls(network, faces, None, 0, ("siren_scaled",))
+    found += make_controls(Setting(network, faces), ["siren_scaled"])
     for name in ("snp", "strainer"):
         filled = copy.deepcopy(network)
         generator = torch.Generator().manual_seed(0)
@@ -182,7 +183,9 @@ def native(cells: Cells) -> None:
         cells.cell(
             f"native/prior/{seed}", lambda s=seed: _values(bench, prior_start(s, network), tuning, test, FEW)
         )
-        for start in signal_controls(network, faces, None, seed, ("siren", "siren_scaled", "mean_signal")):
+        for start in make_controls(
+            Setting(network, faces, seed=seed), ["siren", "siren_scaled", "mean_signal"]
+        ):
             cells.cell(f"native/{start.name}/{seed}", lambda s=start: _values(bench, s, tuning, test, FEW))
 
 

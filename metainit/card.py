@@ -65,6 +65,10 @@ class AdaptationRoutine(Record):
     number a step, the last repeats), or in the checkpoint as the tensor ``step_size.<name>`` of shape
     ``(steps, *shape of the tensor)`` where `per_parameter` is true.
 
+    `weight_decay` :math:`\lambda` adds :math:`\lambda \theta_i` to every gradient (L2, before Adam's scaling).
+    `augmentation` is the probability that an example of the support is augmented in a step, where the domain
+    can do that. Both go on under the continuation.
+
     Example:
         >>> AdaptationRoutine(optimizer='sgd', steps=2, step_size=0.01).steps
         2
@@ -75,6 +79,8 @@ class AdaptationRoutine(Record):
     step_size: float = Field(ge=0)
     per_tensor: dict[str, list[float]] = Field(default_factory=dict)
     per_parameter: bool = False
+    weight_decay: float = Field(default=0.0, ge=0)
+    augmentation: float = Field(default=0.0, ge=0, le=1)
     continuation: Continuation | None = None
 
     @model_validator(mode="after")
@@ -95,12 +101,17 @@ class DataSource(Record):
 
 
 class Provenance(Record):
-    """Everything that is needed to make the same weights again."""
+    """Everything that is needed to make the same weights again.
+
+    `gradient_evaluations`: what that cost, in gradients of one task's loss; 0 where it is not known. Controls
+    that are trained get as many.
+    """
 
     recipe: dict[str, Any] = Field(default_factory=dict)
     seeds: list[int] = Field(default_factory=list)
     data: DataSource = DataSource()
     code_version: str = ""
+    gradient_evaluations: int = Field(default=0, ge=0)
 
 
 class Card(Record):

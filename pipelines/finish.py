@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from metainit.domains.base import TaskBatch
 from metainit.domains.registry import without_places
-from metainit.evidence.controls import ALL_CONTROLS
 from metainit.evidence.measuring import Evidence, held_out, measure
 from metainit.initialization import EVIDENCE_FILE
 from pipelines.folder import CHECKPOINT, RECIPE
@@ -45,7 +44,7 @@ def after_training(
     sink: MlflowSink,
     *,
     note: Note | None = None,
-    controls: Sequence[str] = ALL_CONTROLS,
+    controls: Sequence[str] | None = None,
 ) -> Finished:
     """Measure a finished run, register it, and let the gate decide; the run's last act.
 
@@ -59,7 +58,8 @@ def after_training(
     say("registering")
     headline = evidence.headline
     if headline is not None:
-        sink.log_metrics({"headline_psnr": headline.value, "headline_gain": headline.gain}, step=0)
+        values = {f"headline_{headline.metric}": headline.value, "headline_gain": headline.gain}
+        sink.log_metrics(values, step=0)
     sink.flush()
     registry = Registry(sink.connection.uri)
     version = registry.register(artifacts, prepared.recipe.name, sink.run_id)
@@ -92,7 +92,7 @@ def measured_again(prepared: Prepared, evidence: Evidence, registry: Registry, n
 
 
 def evidence_of(
-    prepared: Prepared, checkpoint: Path, note: Note, controls: Sequence[str] = ALL_CONTROLS
+    prepared: Prepared, checkpoint: Path, note: Note, controls: Sequence[str] | None = None
 ) -> Evidence:
     """Measure a checkpoint beside its controls, as the recipe's evidence section says."""
     settings = prepared.recipe.evidence

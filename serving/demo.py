@@ -38,7 +38,7 @@ class Tour:
 
     finished: Finished
     picture: Path
-    fetched_psnr: float
+    fetched: float
     seconds: dict[str, float]
 
     @property
@@ -109,7 +109,7 @@ def clear_earlier(run: Path, recipe: Recipe) -> None:
 
 
 def adapt_fetched(url: str, reference: str, prepared: Prepared) -> float:
-    """Fetch a checkpoint, adapt it to held-out tasks with its own routine, and return the mean PSNR (dB)."""
+    """Fetch a checkpoint, adapt it to held-out tasks with its own routine, and return the mean metric."""
     import torch
 
     from metainit.adaptation import Task
@@ -144,9 +144,9 @@ def check_fetched(result: Tour) -> None:
     candidate = next(c for c in record.curves if c.role == "candidate")
     values = [task[at] for task in candidate.values[0][:CROPS]]
     expected = sum(values) / len(values)
-    if abs(expected - result.fetched_psnr) > AGREEMENT:
+    if abs(expected - result.fetched) > AGREEMENT:
         raise MetainitError(
-            f"the weights that came over HTTP reach {result.fetched_psnr:.3f} dB on {len(values)} crops, the "
+            f"the weights that came over HTTP reach {result.fetched:.3f} dB on {len(values)} crops, the "
             f"measured ones {expected:.3f} dB: expected the same"
         )
 

@@ -32,7 +32,7 @@ def demo(
             "version": finished.version.reference,
             "aliases": list(finished.version.aliases),
             "gate": finished.decision.reason,
-            "fetched_psnr": round(result.fetched_psnr, 4),
+            "fetched": round(result.fetched, 4),
             "picture": str(result.picture),
             "seconds": result.seconds,
             "convincing": result.convincing,
@@ -42,7 +42,7 @@ def demo(
         typer.echo(finished.evidence.table())
         typer.echo("")
         typer.echo(f"registered as {finished.version.reference}; gate: {finished.decision.reason}")
-        typer.echo(f"fetched over HTTP and adapted to held-out crops: {result.fetched_psnr:.2f} dB")
+        typer.echo(f"fetched over HTTP and adapted to held-out crops: {result.fetched:.2f} dB")
         typer.echo("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in result.seconds.items()))
         typer.echo(f"pictures: {result.picture} and {result.picture.with_name('evidence.png')}")
         _next_steps()

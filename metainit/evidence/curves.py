@@ -33,7 +33,7 @@ FINALISTS = 3
 """Settings of each number of steps that go on from the first tasks to all of them."""
 MANY_TASKS = 64
 WORST = 0.0
-"""What a diverged fit scores: no image in [0, 1] has a lower PSNR, and it is still a number."""
+"""What a diverged fit scores: no image in [0, 1] has a lower PSNR, no mask a lower overlap."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Bench:
 
         how = choose("auto", start.weights, len(batch))
         rows = list(self.pool.map(one, batch) if self.pool and how == "threads" else map(one, batch))
-        names = {name: None for row in rows for point in row for name in point} or {"psnr": None}
+        names = {name: None for row in rows for point in row for name in point} or {self.domain.metric: None}
         return {name: np.array([[point.get(name, WORST) for point in row] for row in rows]) for name in names}
 
 
@@ -111,7 +111,7 @@ def best_routines(
     draws: Sequence[Start],
     batch: TaskBatch,
     steps: Sequence[int],
-    metric: str = "psnr",
+    metric: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[int, AdaptationRoutine]:
     """Return, for each number of steps, the optimizer and constant step size that do best on `batch`.
@@ -125,19 +125,21 @@ def best_routines(
         draws: where the fits begin: draws of one rule, among which the tasks are dealt out.
         batch: validation tasks, neither trained on nor reported.
         steps: numbers of steps, each searched on its own (0 is left out).
-        metric: what to maximize.
+        metric: what to maximize; the domain's headline metric unless given.
         progress: told about each setting that is tried.
     """
     horizons = [s for s in steps if s > 0]
     if not horizons:
         return {}
 
+    judged = metric or on.domain.metric
+
     def score(setting: Setting, tasks: TaskBatch, wanted: Sequence[int]) -> Values:
         if progress is not None:
             progress(f"{draws[0].name}: {setting[0]} {setting[1]:.2g}, {len(tasks)} tasks")
         routine = _constant(*setting, max(wanted))
         parts = [
-            on.curve(start, routine, tasks[index :: len(draws)], wanted, [metric])[metric]
+            on.curve(start, routine, tasks[index :: len(draws)], wanted, [judged])[judged]
             for index, start in enumerate(draws[: len(tasks)])
         ]
         mean: Values = np.concatenate(parts).mean(0)
@@ -174,9 +176,13 @@ def _beyond_the_edges(scores: Mapping[Setting, Values], horizons: int) -> set[Se
             # Of each optimizer on its own: one that is cut off may lose for that reason only.
             mine = {size: values[index] for (name, size), values in scores.items() if name == optimizer}
             best = max(mine, key=lambda size: mine[size])
-            if best == min(mine):
+            # On a plateau (masks that do not change yet, say) an edge is no better than what lies inside,
+            # and nothing is cut off; where every fit diverged, all that can help is smaller steps.
+            inside = [v for size, v in mine.items() if min(mine) < size < max(mine)]
+            cut_off = mine[best] > max(inside, default=-math.inf) or mine[best] <= WORST
+            if best == min(mine) and cut_off:
                 wanted.add((optimizer, best / GRID_RATIO))
-            if best == max(mine):
+            if best == max(mine) and cut_off:
                 wanted.add((optimizer, best * GRID_RATIO))
     return wanted
 

@@ -18,9 +18,11 @@ from metainit.card import AdaptationRoutine, Spec, canonical_json
 from metainit.checkpoint import SUFFIX, write_atomically
 from metainit.domains.base import Domain, TaskBatch
 from metainit.errors import DataError, SourceError
-from metainit.evidence.controls import ALL_CONTROLS, signal_controls
+from metainit.evidence.controls.base import BUDGET, Setting
+from metainit.evidence.controls.registry import check_names, make_controls
 from metainit.evidence.curves import Start, bench, best_routines, curve_of, weights_of
 from metainit.evidence.record import EvidenceRecord, Headline, Role, Series, record_of
+from metainit.evidence.scales import scale_of
 from metainit.evidence.statistics import Values
 from metainit.initialization import Analytic, Initialization, Prior, load
 from metainit.meta.state import TaskLosses
@@ -51,7 +53,7 @@ class Measured:
     def renderings(
         self, network: nn.Module, domain: Domain, task: TaskBatch, steps: Sequence[int]
     ) -> tuple[list[Tensor], list[str]]:
-        """Return the rendering and its PSNR after each number of steps."""
+        """Return a picture and the headline metric after each number of steps."""
         function = function_of(network)
         losses = TaskLosses(domain, function, task, batched=False)
         query = {k: v[0] for k, v in task.query.items()}
@@ -62,7 +64,8 @@ class Measured:
             with torch.no_grad():
                 rendered = domain.render(function(weights), query, task.shared)
             images.append(domain.picture(rendered, query))
-            texts.append(f"{domain.metrics(rendered, query)['psnr']:.1f} dB")
+            value = domain.metrics(rendered, query, [domain.metric])[domain.metric]
+            texts.append(scale_of(domain.metric).text(value, fewer=1))
         return images, texts
 
 
@@ -132,9 +135,10 @@ def measure(
     tasks: int = 64,
     *,
     network: Spec | None = None,
-    controls: Sequence[str] = ALL_CONTROLS,
+    controls: Sequence[str] | None = None,
     seeds: int | Sequence[int] = 3,
     tuning_tasks: int = 8,
+    budget: int | None = None,
     domain_spec: Spec | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Evidence:
@@ -151,21 +155,25 @@ def measure(
         tasks: how many test tasks (all of them where the data have fewer).
         network: needed where no source has a card that names one; numbers of inputs and outputs that it
             leaves out are the domain's.
-        controls: which controls to measure beside the sources.
+        controls: names of the controls to measure beside the sources; the domain's unless given.
         seeds: of the random draws of each control: how many, or which.
         tuning_tasks: how many validation tasks tune the controls.
+        budget: how many gradient evaluations a trained control may cost; as many as the candidate's card says
+            that it cost itself, unless given.
         domain_spec: recorded in the evidence.
         progress: told what is being measured.
 
     Raises:
         SourceError: a source cannot be loaded, a group mixes kinds, or no network is known.
         DataError: the domain has no test or validation tasks, or the steps are none.
-        RecipeError: the network has other numbers of inputs or outputs than the domain.
+        RecipeError: the network has other numbers of inputs or outputs than the domain, or no control has a
+            name that is given.
         MismatchError: a source was made for another network.
     """
     steps = sorted(set(steps))
     if not steps or steps[0] < 0:
         raise DataError(f"steps: expected numbers from 0 on, got {steps}")
+    wanted = check_names(domain.controls if controls is None else controls)
     groups = _groups(sources)
     loaded = [[load(s) for s in group] for group in groups]
     spec = network or next((i.card.network for g in loaded for i in g if i.card.network), None)
@@ -207,6 +215,7 @@ def measure(
             return Series(first.name, role, routine, stacked)
 
         prior: Start | None = None
+        cost = 0
         digest = loaded[0][0].card.digest
         for group, initializations in zip(groups, loaded, strict=True):
             starts = _starts(initializations, group, target, domain, drawn)
@@ -217,15 +226,18 @@ def measure(
             if learned:
                 role = "source" if prior else "candidate"
             if role == "candidate":
-                prior, digest = starts[0], initializations[0].card.digest
+                prior, card = starts[0], initializations[0].card
+                digest, cost = card.digest, card.provenance.gradient_evaluations
             series.append(curves_of(starts, role))
         asked = {i.card.name for g in loaded for i in g if isinstance(i, Analytic)}
-        names = [name for name in controls if name not in asked]
+        names = [name for name in wanted if name not in asked]
         failed: dict[str, str] = {}
         draws = [
             start
             for seed in drawn
-            for start in signal_controls(target, domain, prior, seed, names, left_out=failed)
+            for start in make_controls(
+                Setting(target, domain, prior, seed, budget or cost or BUDGET, note), names, failed
+            )
         ]
         made = {name: [s for s in draws if s.name == name] for name in names}
         for starts in made.values():

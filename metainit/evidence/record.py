@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from metainit.card import Record, Spec
 from metainit.domains.base import Domain, TaskBatch
@@ -20,7 +20,8 @@ class Curve(Record):
     """A start's metric against the adaptation step.
 
     `role`: the candidate of the headline, another learned source beside it, or a control. `values`: seeds x
-    tasks x steps. `routine`: the card's, or for each number of steps the best one found.
+    tasks x steps, of the record's metric. `further`: the mean of each other metric. `routine`: the card's, or
+    for each number of steps the best one found.
     """
 
     source: str
@@ -30,7 +31,7 @@ class Curve(Record):
     mean: list[float]
     low: list[float]
     high: list[float]
-    ssim: list[float]
+    further: dict[str, list[float]] = Field(default_factory=dict)
 
 
 class Comparison(Record):
@@ -66,11 +67,11 @@ class EvidenceRecord(Record):
     source's card, so that evidence that lies beside other weights is told apart.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     domain: Spec | None
     data_fingerprint: str
     network: Spec | None
-    metric: str = "psnr"
+    metric: str
     higher_is_better: bool = True
     steps: list[int]
     task_ids: list[str]
@@ -80,6 +81,18 @@ class EvidenceRecord(Record):
     headline: Headline | None
     left_out: dict[str, str] = Field(default_factory=dict)
     candidate_digest: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _migrate(cls, value: Any) -> Any:
+        """Read version 1, which knew of one further metric only."""
+        if not isinstance(value, Mapping) or value.get("schema_version") != 1:
+            return value
+        curves = [dict(curve) for curve in value.get("curves", [])]
+        for curve in curves:
+            similarity = curve.pop("ssim", [])
+            curve["further"] = {"ssim": similarity} if similarity else {}
+        return {"metric": "psnr", **value, "schema_version": 2, "curves": curves}
 
 
 @dataclass(frozen=True)
@@ -106,36 +119,38 @@ def record_of(
     """Return the record: the candidate compared with all others, its headline with the best control."""
     comparisons: list[Comparison] = []
     headline: Headline | None = None
+    metric = domain.metric
     candidate = next((s for s in series if s.role == "candidate"), None)
     others = [s for s in series if s is not candidate]
     ordinary = [s for s in others if s.role == "control"]
     if candidate is not None:
-        comparisons = [_compare(candidate, o, steps, k) for o in others for k in range(len(steps))]
+        comparisons = [_compare(metric, candidate, o, steps, k) for o in others for k in range(len(steps))]
     if candidate is not None and ordinary:
         own = int(candidate.routine.get("steps", steps[-1]))
         at = steps.index(own) if own in steps else len(steps) - 1
-        best = max(ordinary, key=lambda o: o.values["psnr"][:, :, at].mean())
-        gain = _compare(candidate, best, steps, at)
+        best = max(ordinary, key=lambda o: o.values[metric][:, :, at].mean())
+        gain = _compare(metric, candidate, best, steps, at)
         headline = Headline(
-            metric="psnr",
+            metric=metric,
             steps=steps[at],
-            value=round(float(candidate.values["psnr"][:, :, at].mean()), 4),
+            value=round(float(candidate.values[metric][:, :, at].mean()), 4),
             control=best.source,
-            control_value=round(float(best.values["psnr"][:, :, at].mean()), 4),
+            control_value=round(float(best.values[metric][:, :, at].mean()), 4),
             gain=gain.gain,
             low=gain.low,
             high=gain.high,
             tasks=len(test),
-            seeds=len(candidate.values["psnr"]),
+            seeds=len(candidate.values[metric]),
         )
     return EvidenceRecord(
         domain=domain_spec,
         data_fingerprint=domain.fingerprint(),
         network=network,
+        metric=metric,
         steps=steps,
         task_ids=list(test.ids),
         seeds=seeds,
-        curves=[_curve(s) for s in series],
+        curves=[_curve(metric, s) for s in series],
         comparisons=comparisons,
         headline=headline,
         left_out=left_out,
@@ -143,10 +158,11 @@ def record_of(
     )
 
 
-def _compare(candidate: Series, other: Series, steps: Sequence[int], at: int) -> Comparison:
-    gain = paired_bootstrap(candidate.values["psnr"][:, :, at], other.values["psnr"][:, :, at])
-    reached = candidate.values["psnr"][:, :, at].mean()
-    level = next((s for i, s in enumerate(steps) if other.values["psnr"][:, :, i].mean() >= reached), None)
+def _compare(metric: str, candidate: Series, other: Series, steps: Sequence[int], at: int) -> Comparison:
+    mine, theirs = candidate.values[metric], other.values[metric]
+    gain = paired_bootstrap(mine[:, :, at], theirs[:, :, at])
+    reached = mine[:, :, at].mean()
+    level = next((s for i, s in enumerate(steps) if theirs[:, :, i].mean() >= reached), None)
     return Comparison(
         control=other.source,
         steps=steps[at],
@@ -157,10 +173,10 @@ def _compare(candidate: Series, other: Series, steps: Sequence[int], at: int) ->
     )
 
 
-def _curve(series: Series) -> Curve:
-    values = series.values["psnr"]
+def _curve(metric: str, series: Series) -> Curve:
+    values = series.values[metric]
     intervals = [bootstrap(values[:, :, i]) for i in range(values.shape[2])]
-    ssim = series.values.get("ssim")
+    others = {k: v for k, v in series.values.items() if k != metric}
     return Curve(
         source=series.source,
         role=series.role,
@@ -169,5 +185,5 @@ def _curve(series: Series) -> Curve:
         mean=[round(i.mean, 4) for i in intervals],
         low=[round(i.low, 4) for i in intervals],
         high=[round(i.high, 4) for i in intervals],
-        ssim=[] if ssim is None else np.round(ssim.mean((0, 1)), 4).tolist(),
+        further={k: np.round(v.mean((0, 1)), 4).tolist() for k, v in others.items()},
     )

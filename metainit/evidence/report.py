@@ -1,4 +1,4 @@
-"""Evidence for people: a table, a plot of the curves, and a strip of reconstructions."""
+"""Evidence for people: a table, a plot of the curves, and a strip of pictures of one task."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from metainit.checkpoint import write_atomically
+from metainit.evidence.scales import scale_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +24,7 @@ UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDa
 
 def text_table(record: EvidenceRecord) -> str:
     """Return a table with one line a start and one column a number of steps, best starts first."""
+    scale = scale_of(record.metric)
     rank = {"candidate": 0, "source": 1, "control": 2}
     order = sorted(record.curves, key=lambda c: (rank[c.role], -c.mean[-1]))
     width = max(len(c.source) for c in order)
@@ -30,13 +32,15 @@ def text_table(record: EvidenceRecord) -> str:
     lines = [head, "-" * len(head)]
     for curve in order:
         cells = [
-            f"{mean:6.2f} [{low:.1f}, {high:.1f}]".rjust(19)
+            f"{scale.text(mean, unit=False)} [{scale.text(low, unit=False, fewer=1)}, "
+            f"{scale.text(high, unit=False, fewer=1)}]".rjust(19)
             for mean, low, high in zip(curve.mean, curve.low, curve.high, strict=True)
         ]
         lines.append(f"{curve.source.ljust(width)}  " + "  ".join(cells))
+    within = f" in {scale.unit}" if scale.unit else ""
     counts = ", ".join(sorted({f"{len(c.values)} for {c.role}s" for c in record.curves}))
     lines.append(
-        f"{record.metric} in dB, mean [95 % interval] over {len(record.task_ids)} held-out tasks and seeds "
+        f"{record.metric}{within}, mean [95 % interval] over {len(record.task_ids)} held-out tasks and seeds "
         f"({counts}); without a routine of its own a start has its best optimizer and "
         "step size for each number of steps"
     )
@@ -44,8 +48,9 @@ def text_table(record: EvidenceRecord) -> str:
     if record.headline is not None:
         h = record.headline
         lines.append(
-            f"after {h.steps} steps: {h.value:.2f} dB against {h.control_value:.2f} dB of the best control "
-            f"({h.control}): {h.gain:+.2f} dB [{h.low:+.2f}, {h.high:+.2f}]"
+            f"after {h.steps} steps: {scale.text(h.value)} against {scale.text(h.control_value)} of the best "
+            f"control ({h.control}): {scale.text(h.gain, signed=True)} "
+            f"[{scale.text(h.low, signed=True, unit=False)}, {scale.text(h.high, signed=True, unit=False)}]"
         )
     return "\n".join(lines)
 
@@ -72,8 +77,9 @@ def plot_curves(record: EvidenceRecord, path: Path) -> None:
     if max(record.steps) > 50:
         axes.set_xscale("symlog", linthresh=1)
     axes.set_xlabel("adaptation steps")
-    axes.set_ylabel(f"{record.metric} (dB)")
-    axes.set_ylim(bottom=max(0.0, min(min(c.mean) for c in record.curves) - 1))
+    scale = scale_of(record.metric)
+    axes.set_ylabel(scale.named(record.metric))
+    axes.set_ylim(bottom=max(0.0, min(min(c.mean) for c in record.curves) - scale.margin))
     axes.set_title(f"{len(record.task_ids)} held-out tasks, 95 % intervals", fontsize=10)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -87,12 +93,12 @@ def plot_reconstructions(
     steps: Sequence[int],
     path: Path,
 ) -> None:
-    """Write a strip of images: the target, and each start's reconstruction after each number of steps.
+    """Write a strip of pictures: the target, and what each start gives after each number of steps.
 
     Args:
-        rows: start -> images ``(height, width, channels)`` in [0, 1], one for each of `steps`.
-        captions: start -> what to write below each image.
-        target: the true image.
+        rows: start -> pictures ``(height, width, channels)`` in [0, 1], one for each of `steps`.
+        captions: start -> what to write below each picture.
+        target: the truth.
         steps: numbers of adaptation steps.
         path: where to write; the suffix chooses the format.
     """

@@ -123,7 +123,7 @@ def test_steps_that_are_none_are_bad_usage(
     [
         (["sirn", "--domain", "image"], 1, "did you mean 'siren'?"),
         (["siren", "--domain", "imag"], 1, "did you mean 'image'?"),
-        (["siren"], 2, "no card names a domain: give --domain image or --domain ct"),
+        (["siren"], 2, "no card names a domain: give --domain, one of image, ct"),
         (["siren", "--domain", "ct"], 1, "--network on the command line"),
         (["siren", "--domain", "ct", "--network", "{name"], 2, "--network '{name': expected"),
         (["siren", "--domain", "ct", "--network", "{width: 3}"], 2, "name"),

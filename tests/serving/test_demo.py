@@ -36,7 +36,7 @@ RECORD = {
     "seeds": [0],
     "curves": [
         {
-            "source": "prior", "role": "candidate", "routine": {}, "ssim": [],
+            "source": "prior", "role": "candidate", "routine": {},
             "values": [[[10.0, 20.0], [12.0, 24.0]]],
             "mean": [11.0, 22.0], "low": [10.0, 20.0], "high": [12.0, 24.0],
         }
@@ -65,7 +65,7 @@ def test_the_shortened_demo_for_real(tmp_path: Path) -> None:
     assert headline["gain"] >= NEEDED_DECIBELS and headline["low"] > 0
     assert answer["version"] == "image-photos/1" and answer["aliases"] == ["champion"]
     assert answer["gate"].startswith(f"better than {headline['control']} by")
-    assert 15 < answer["fetched_psnr"] < 60
+    assert 15 < answer["fetched"] < 60
     assert list(answer["seconds"]) == ["train", "evidence and registry", "endpoint", "fetch and adapt"]
     assert all(seconds > 0 for seconds in answer["seconds"].values())
     assert sum(answer["seconds"].values()) < took

@@ -90,7 +90,8 @@ def test_every_curve_sums_its_own_values_up(evidence: Evidence) -> None:
             expected = bootstrap(values[:, :, index])
             found = (curve.mean[index], curve.low[index], curve.high[index])
             assert found == pytest.approx(tuple(expected), abs=2e-3)
-        assert len(curve.ssim) == len(STEPS) and 0 < curve.ssim[-1] <= 1
+        assert list(curve.further) == ["ssim"]
+        assert len(curve.further["ssim"]) == len(STEPS) and 0 < curve.further["ssim"][-1] <= 1
         if curve.role == "control":
             assert list(curve.routine) == ["1", "2", "4"]
             assert curve.routine["4"]["steps"] == 4
@@ -141,7 +142,7 @@ def test_json_round_trip(evidence: Evidence, tmp_path: Path) -> None:
     value = json.loads(text)
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     assert text.decode() == canonical + "\n"
-    assert value["schema_version"] == 1
+    assert value["schema_version"] == 2
     assert value["data_fingerprint"] == blob_domain().fingerprint()
     assert value["network"] == fitted_spec(NETWORK, blob_domain()).model_dump()
 

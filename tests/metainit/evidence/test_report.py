@@ -25,7 +25,6 @@ def curve(name: str, level: float, candidate: bool = False) -> Curve:
         mean=values[0][0],
         low=[v - 0.5 for v in values[0][0]],
         high=[v + 0.5 for v in values[0][0]],
-        ssim=[],
     )
 
 
@@ -41,6 +40,7 @@ def evidence() -> Evidence:
             domain=None,
             data_fingerprint="x",
             network=None,
+            metric="psnr",
             steps=[0, 1, 2],
             task_ids=["a", "b", "c", "d"],
             seeds=[0, 1, 2],
@@ -105,3 +105,43 @@ def test_reconstructions_in_colour(tmp_path: Path) -> None:
     plot_reconstructions({"prior": [red]}, {"prior": [""]}, red, [2], tmp_path / "red.png")
     pixels = skimage.io.imread(tmp_path / "red.png")[..., :3]
     assert (pixels == (255, 0, 0)).all(-1).sum() > 2000
+
+
+def test_evidence_of_version_1_is_still_read(evidence: Evidence) -> None:
+    value = evidence.record.model_dump(mode="json")
+    old = {k: v for k, v in value.items() if k != "metric"} | {"schema_version": 1}
+    old["curves"] = [{k: v for k, v in c.items() if k != "further"} for c in value["curves"]]
+    old["curves"][0]["ssim"] = [0.5, 0.6, 0.7]
+    old["curves"][1]["ssim"] = []
+    read = EvidenceRecord.model_validate(old)
+    assert read.curves[0].further == {"ssim": [0.5, 0.6, 0.7]} and read.curves[1].further == {}
+    assert read.metric == "psnr" and read.schema_version == 2
+    assert read.headline == evidence.record.headline
+    with pytest.raises(ValueError, match="schema_version"):
+        EvidenceRecord.model_validate({**value, "schema_version": 3})
+
+
+def test_a_metric_without_a_unit_is_written_with_three_digits(evidence: Evidence, tmp_path: Path) -> None:
+    shares = [
+        c.model_copy(update={part: [v / 100 for v in getattr(c, part)] for part in ("mean", "low", "high")})
+        for c in evidence.record.curves
+    ]
+    assert evidence.headline is not None
+    headline = evidence.headline.model_copy(
+        update={
+            "metric": "iou",
+            "value": 0.25,
+            "control_value": 0.17,
+            "gain": 0.08,
+            "low": 0.07,
+            "high": 0.09,
+        }
+    )
+    changes = {"metric": "iou", "curves": shares, "headline": headline}
+    found = Evidence(evidence.record.model_copy(update=changes))
+    lines = found.table().splitlines()
+    assert "0.200 [0.20, 0.20]" in lines[2] and "dB" not in found.table()
+    assert lines[-2].startswith("iou, mean [95 % interval]")
+    assert lines[-1].endswith("0.170 of the best control (siren_scaled): +0.080 [+0.070, +0.090]")
+    found.plot(tmp_path / "iou.svg")
+    assert "<!-- iou -->" in (tmp_path / "iou.svg").read_text()

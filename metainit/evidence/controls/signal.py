@@ -1,9 +1,8 @@
-"""The ordinary starts that a learned one is judged against, on the same network."""
+"""Controls of signals: starts that render a given signal, and a start's own weights without their order."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,14 +13,13 @@ from metainit.card import AdaptationRoutine
 from metainit.domains.base import Domain, Predict, TaskBatch, Tensors
 from metainit.domains.seeding import generator_of
 from metainit.errors import MismatchError
+from metainit.evidence.controls.base import Setting
 from metainit.evidence.curves import Start, weights_of
 from metainit.evidence.metrics import psnr
 from metainit.initialization import Analytic
 from metainit.meta.state import Parameters, TaskLosses
 from metainit.networks import function_of
 
-ANALYTIC = ("default", "kaiming", "orthogonal", "siren", "siren_scaled", "lsuv")
-ALL_CONTROLS = (*ANALYTIC, "mean_signal", "matched", "shuffled")
 MATCHED_DECIBELS = 40.0
 MATCH_ROUNDS = 20
 MATCH_STEPS = 100
@@ -37,39 +35,51 @@ class HasMeanSignal(Protocol):
         ...
 
 
-def analytic_starts(
-    network: nn.Module,
-    seed: int,
-    example_inputs: Tensor,
-    names: Sequence[str] = ANALYTIC,
-    left_out: dict[str, str] | None = None,
-) -> list[Start]:
-    """Return every analytic start that covers the network, drawn from `seed`.
+def mean_signal(setting: Setting) -> Start | None:
+    """Return weights that render the mean training signal; None where the domain has none.
 
-    `left_out` takes up the name and the reason of those that do not: not every rule is for every network.
+    Raises:
+        MismatchError: the network cannot render it.
+
+    Source: Tancik et al. 2021, "Learned Initializations", section 4 (baseline "Mean").
     """
-    starts = []
-    for name in names:
-        drawn = copy.deepcopy(network)
-        try:
-            Analytic(name).init_(drawn, seed=seed, example_inputs=example_inputs)
-        except MismatchError as error:
-            if left_out is not None:
-                left_out[name] = str(error)
-            continue
-        starts.append(Start(name, weights_of(drawn)))
-    return starts
+    domain = setting.domain
+    if not isinstance(domain, HasMeanSignal):
+        return None
+    task = domain.tasks(0, 0, 1, "validation")
+    begin = _beginning(setting.network, setting.seed)
+    return rendering("mean_signal", setting.network, domain, task, domain.mean_signal(), begin)
 
 
-def shuffled(start: Start, seed: int) -> Start:
-    """Return the same weights permuted within each tensor: the same statistics, no structure.
+def matched(setting: Setting) -> Start | None:
+    """Return other weights that render what the prior does; None where there is no prior.
+
+    Raises:
+        MismatchError: the network cannot render it.
+
+    Source: Tancik et al. 2021, "Learned Initializations", section 4 (baseline "Matched").
+    """
+    network, domain, prior = setting.network, setting.domain, setting.prior
+    if prior is None:
+        return None
+    task = domain.tasks(0, 0, 1, "validation")
+    query = {k: v[0] for k, v in task.query.items()}
+    with torch.no_grad():
+        image = domain.render(function_of(network)(prior.weights), query, task.shared)
+    return rendering("matched", network, domain, task, image, _beginning(network, setting.seed))
+
+
+def shuffled(setting: Setting) -> Start | None:
+    """Return the prior's weights permuted within each tensor: the same statistics, no structure.
 
     Source: Tancik et al. 2021, "Learned Initializations", section 4 (baseline "Shuffled").
     """
-    generator = generator_of("shuffled", seed)
+    if setting.prior is None:
+        return None
+    generator = generator_of("shuffled", setting.seed)
     mixed = {
         name: value.flatten()[torch.randperm(value.numel(), generator=generator)].reshape(value.shape)
-        for name, value in start.weights.items()
+        for name, value in setting.prior.weights.items()
     }
     return Start("shuffled", mixed)
 
@@ -81,13 +91,10 @@ def rendering(
 
     Raises:
         MismatchError: the network does not get there.
-
-    Source: Tancik et al. 2021, "Learned Initializations", section 4 (baselines "Mean" and "Matched").
     """
     function = function_of(network)
     query = {k: v[0] for k, v in task.query.items()}
-    target = _ImageTarget(domain, query, image)
-    losses = TaskLosses(target, function, task, batched=False)
+    losses = TaskLosses(_ImageTarget(domain, query, image), function, task, batched=False)
     weights, reached = begin, -1.0
     for part in range(MATCH_ROUNDS):
         routine = AdaptationRoutine(
@@ -115,11 +122,11 @@ class _ImageTarget:
         self.network_arguments = domain.network_arguments
         self.controls = domain.controls
         self.example_inputs = domain.example_inputs
-        self.picture = domain.picture
         self.tasks = domain.tasks
         self.size = domain.size
         self.query_loss = domain.query_loss
         self.render = domain.render
+        self.picture = domain.picture
         self.target = domain.target
         self.metrics = domain.metrics
         self.fingerprint = domain.fingerprint
@@ -127,49 +134,6 @@ class _ImageTarget:
     def support_loss(self, predict: Predict, support: Tensors, shared: Tensors) -> Tensor:
         rendered = self._domain.render(predict, self._query, shared)
         return (rendered - self._image).square().mean()
-
-
-def signal_controls(
-    network: nn.Module,
-    domain: Domain,
-    prior: Start | None,
-    seed: int,
-    names: Sequence[str] = ALL_CONTROLS,
-    left_out: dict[str, str] | None = None,
-) -> list[Start]:
-    """Return the controls of a signal domain: analytic, mean signal, matched and shuffled.
-
-    Args:
-        network: its architecture is used, not its weights.
-        domain: gives coordinates and the mean training signal.
-        prior: what `matched` and `shuffled` are made from; None leaves those two out.
-        seed: random state of the analytic draws, the fits' beginnings and the permutation.
-        names: which controls to make.
-        left_out: takes up the name and the reason of a control that the network cannot render.
-
-    Raises:
-        MismatchError: the network cannot render a control, and `left_out` is not given.
-    """
-    task = domain.tasks(0, 0, 1, "validation")
-    wanted = [name for name in names if name in ANALYTIC]
-    starts = analytic_starts(network, seed, domain.example_inputs(), wanted, left_out)
-    images: dict[str, Tensor] = {}
-    if "mean_signal" in names and isinstance(domain, HasMeanSignal):
-        images["mean_signal"] = domain.mean_signal()
-    if prior is not None and "matched" in names:
-        with torch.no_grad():
-            query = {k: v[0] for k, v in task.query.items()}
-            images["matched"] = domain.render(function_of(network)(prior.weights), query, task.shared)
-    for name, image in images.items():
-        try:
-            starts.append(rendering(name, network, domain, task, image, _beginning(network, seed)))
-        except MismatchError as error:
-            if left_out is None:
-                raise
-            left_out[name] = str(error)
-    if prior is not None and "shuffled" in names:
-        starts.append(shuffled(prior, seed))
-    return starts
 
 
 def _beginning(network: nn.Module, seed: int) -> Parameters:
