@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from metainit.card import AdaptationRoutine
-from metainit.domains.base import Domain, TaskBatch
+from metainit.domains.base import Augmenting, Domain, TaskBatch
+from metainit.domains.seeding import generator_of
 from metainit.errors import DivergenceError, MismatchError
 from metainit.meta.inner import gradients
 from metainit.meta.state import Parameters, TaskLosses
@@ -41,7 +42,8 @@ def trajectory(
     r"""Yield the weights before the first step and after each of `steps` steps.
 
     SGD: :math:`\theta \leftarrow \theta - \alpha_k \odot g`; past the routine's own steps its continuation
-    takes over, where there is one, else the last step size goes on.
+    takes over, where there is one, else the last step size goes on. The gradient g is that of the support as
+    the routine augments it in this step, plus the weight decay.
 
     Args:
         losses: the tasks; with a task axis where `losses.batched`.
@@ -53,7 +55,8 @@ def trajectory(
 
     Raises:
         DivergenceError: the support loss is not finite.
-        MismatchError: the routine promises learned step sizes that are not there.
+        MismatchError: the routine promises learned step sizes that are not there, or asks a domain for
+            augmentation that has none.
 
     Source: Finn et al. 2017, equation 1; Li et al. 2017, equation 3; Kingma & Ba 2015, algorithm 1.
     """
@@ -70,7 +73,7 @@ def trajectory(
             optimizer, base = routine.continuation.optimizer, routine.continuation.step_size
             sizes = {}
         leaves = {k: v.requires_grad_() for k, v in values.items()}
-        loss = losses.support(leaves)
+        loss = augmented_losses(losses, routine.augmentation, step).support(leaves)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DivergenceError(
@@ -78,6 +81,8 @@ def trajectory(
             )
         slope = gradients(loss, leaves, create_graph=False)
         with torch.no_grad():
+            if routine.weight_decay > 0:
+                slope = {k: g + routine.weight_decay * leaves[k] for k, g in slope.items()}
             if optimizer == "adam":
                 count += 1
                 values = _adam_step(leaves, slope, first, second, count, base)
@@ -86,6 +91,33 @@ def trajectory(
         if progress is not None:
             progress(step + 1, steps, value / losses.tasks)
         yield values
+
+
+def augmented_losses(losses: TaskLosses, probability: float, step: int) -> TaskLosses:
+    """Return the losses of the tasks with their support augmented for one step.
+
+    The changes depend on the step alone, so that a task is adapted in the same way however it is batched.
+
+    Raises:
+        MismatchError: the domain has no augmentation.
+    """
+    if probability == 0:
+        return losses
+    domain = losses.domain
+    if not isinstance(domain, Augmenting):
+        raise MismatchError(
+            f"the routine augments a share of {probability:g} of the support, which {type(domain).__name__} "
+            "cannot do; give a routine with augmentation=0"
+        )
+    support = losses.batch.support
+    changed = [
+        domain.augmented(
+            {k: v[i] for k, v in support.items()}, generator_of("augmentation", step), probability
+        )
+        for i in range(losses.tasks)
+    ]
+    stacked = {k: torch.stack([c[k] for c in changed]) for k in support}
+    return replace(losses, batch=replace(losses.batch, support=stacked))
 
 
 def learned_step_sizes(

@@ -65,8 +65,8 @@ class AdaptationRoutine(Record):
     number a step, the last repeats), or in the checkpoint as the tensor ``step_size.<name>`` of shape
     ``(steps, *shape of the tensor)`` where `per_parameter` is true.
 
-    `weight_decay` :math:`\lambda` adds :math:`\lambda \theta_i` to every gradient (L2, before Adam's scaling).
-    `augmentation` is the probability that an example of the support is augmented in a step, where the domain
+    `weight_decay` :math:`\lambda` adds :math:`\lambda \theta_i` to every gradient (L2, before Adam's
+    scaling). `augmentation` is the probability that an example of the support is augmented in a step, where the domain
     can do that. Both go on under the continuation.
 
     Example:

@@ -293,7 +293,12 @@ def _routine(routine: Mapping[str, Any] | None) -> str:
         return ""
     learned = routine.get("per_tensor") or routine.get("per_parameter")
     size = "learned step sizes" if learned else f"step size {routine['step_size']:g}"
-    return f"{routine['steps']} steps of {routine['optimizer']}, {size}"
+    more = [
+        f", {title} {routine[key]:g}"
+        for key, title in (("weight_decay", "weight decay"), ("augmentation", "augmentation"))
+        if routine.get(key)
+    ]
+    return f"{routine['steps']} steps of {routine['optimizer']}, {size}{''.join(more)}"
 
 
 def _gate(tags: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -123,4 +123,13 @@ class Domain(Protocol):
 
     def fingerprint(self) -> str:
         """Return a hash of the data and of the rules that turn them into tasks."""
+        ...
+
+
+@runtime_checkable
+class Augmenting(Protocol):
+    """A domain whose examples can be augmented while a network is adapted to them."""
+
+    def augmented(self, support: Tensors, generator: torch.Generator, probability: float) -> Tensors:
+        """Return one task's support with each example changed with some probability."""
         ...

@@ -62,7 +62,9 @@ def tiled(
 
     def blended(images: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([_blended(predict, image, tile, overlap, at_once) for image in images.split(1)])
+            return torch.cat(
+                [_blended(predict, image, tile, overlap, at_once) for image in torch.split(images, 1)]
+            )
 
     return blended
 

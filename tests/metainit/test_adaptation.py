@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from metainit.adaptation import Task, trajectory
 from metainit.card import AdaptationRoutine, Continuation
-from metainit.errors import DivergenceError, SourceError
+from metainit.domains.seeding import generator_of
+from metainit.errors import DivergenceError, MismatchError, SourceError
 from metainit.initialization import run_routine
 from metainit.meta.state import TaskLosses
 from metainit.networks import function_of
@@ -108,3 +109,52 @@ def test_data_follow_the_networks_type() -> None:
         run_routine(network, one, sgd(3, 0.01, per_parameter=True), sizes, lambda *now: losses.append(now[2]))
     assert all(v.dtype == torch.float32 for v in network.parameters())
     assert losses == sorted(losses, reverse=True) and all(math.isfinite(loss) for loss in losses)
+
+
+def test_weight_decay_is_the_gradient_of_half_the_squared_norm() -> None:
+    network, decay = linear_map(), 0.3
+    support = task().batch.support
+    form, centre = support["A"][0], support["c"][0]
+    expected = network.weight.detach().T.clone()
+    for _ in range(3):
+        expected = expected - 0.1 * (form @ (expected - centre) + decay * expected)
+    run_routine(network, task(), sgd(3, weight_decay=decay), {})
+    torch.testing.assert_close(network.weight.detach().T, expected, rtol=1e-12, atol=1e-14)
+
+
+class Shaken(QuadraticDomain):
+    """A domain that moves the centre of a task where its coin says so."""
+
+    def augmented(
+        self, support: dict[str, Tensor], generator: torch.Generator, probability: float
+    ) -> dict[str, Tensor]:
+        moved = torch.rand((), generator=generator) < probability
+        shift = torch.rand(support["c"].shape, generator=generator, dtype=torch.float64)
+        return {**support, "c": support["c"] + shift * moved}
+
+
+def test_augmentation_changes_the_support_of_each_step_by_the_step_alone() -> None:
+    domain, network = Shaken(), linear_map()
+    support = task().batch.support
+    form, centre = support["A"][0], support["c"][0]
+    expected = network.weight.detach().T.clone()
+    for step in range(4):
+        seen = domain.augmented({"c": centre}, generator_of("augmentation", step), 0.5)
+        expected = expected - 0.1 * form @ (expected - seen["c"])
+    run_routine(network, Task(domain, task().batch), sgd(4, augmentation=0.5), {})
+    torch.testing.assert_close(network.weight.detach().T, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_augmented_tasks_are_adapted_alike_alone_and_at_once() -> None:
+    domain, network = Shaken(), linear_map()
+    batch, routine = domain.tasks(0, 0, 3), sgd(4, augmentation=0.7)
+    weights = {k: v.detach() for k, v in network.named_parameters()}
+    *_, at_once = trajectory(TaskLosses(domain, function_of(network), batch, True), weights, routine, {}, 4)
+    for index, one in enumerate(batch):
+        *_, alone = trajectory(TaskLosses(domain, function_of(network), one, False), weights, routine, {}, 4)
+        torch.testing.assert_close(at_once["weight"][index], alone["weight"], rtol=1e-12, atol=1e-14)
+
+
+def test_augmentation_that_the_domain_cannot_do_is_refused() -> None:
+    with pytest.raises(MismatchError, match="QuadraticDomain cannot do; give a routine with augmentation=0"):
+        run_routine(linear_map(), task(), sgd(1, augmentation=0.5), {})
