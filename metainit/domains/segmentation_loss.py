@@ -74,7 +74,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Made of operations that `torch.func.vmap` batches and that can be differentiated twice.
 
     Source:
-        Hendryx et al. 2019, Meta-Learning Initializations for Image Segmentation, arXiv:1912.06290, section 3.
+        Hendryx et al. 2019, Meta-Learning Initializations for Image Segmentation, arXiv:1912.06290.
 
     Args:
         logits: ``(N, K, H, W)``, class 0 is the background.

@@ -1,0 +1,189 @@
+"""Read a folder of images and masks; which files belong together follows from their places and names.
+
+Three layouts are known, and told apart by the folders there are:
+
+``images/`` and ``masks/``
+    ``masks/CLASS/NAME.png`` is the mask of CLASS in ``images/NAME.*``; masks that lie directly in ``masks/``
+    are of a class called `foreground`.
+``images/`` and ``labels/``
+    ``labels/NAME.png`` is the label map of ``images/NAME.*``; line n of ``classes.txt``, if there is one,
+    names class n, from 0, the background, on.
+class folders
+    ``CLASS/NAME.*`` is an image and ``CLASS/NAME_mask.*``, or else ``CLASS/NAME.png`` beside an image of
+    another type, its mask, as in FSS-1000. A folder without subfolders is one such class.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from metainit.domains.images import SUFFIXES
+from metainit.domains.masks import (
+    LabelledImage,
+    Mask,
+    Unusable,
+    as_mask,
+    masks_of,
+    read_labels,
+    read_pixels,
+)
+from metainit.errors import DataError
+
+MASK = "_mask"
+FOREGROUND = "foreground"
+
+
+@dataclass(frozen=True)
+class FolderRules:
+    """How files are read: the label of unknown pixels, and how large a file may be."""
+
+    ignore: int = 255
+    max_pixels: int = 50_000_000
+
+
+def read_labelled_folder(folder: Path, rules: FolderRules, unusable: Unusable) -> Iterator[LabelledImage]:
+    """Yield the labelled images of a folder in the order of their names.
+
+    Raises:
+        DataError: the folder is missing or has none of the layouts; or, where that is refused, a file cannot
+        be
+            read, has no partner, or has another size than its partner, or a mask is empty.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    images, masks, labels = (folder / name for name in ("images", "masks", "labels"))
+    if images.is_dir() and masks.is_dir():
+        yield from _with_masks(images, masks, rules, unusable)
+    elif images.is_dir() and labels.is_dir():
+        yield from _with_labels(images, labels, folder / "classes.txt", rules, unusable)
+    else:
+        classes = [f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith(".")]
+        for own in classes or [folder]:
+            yield from _class_folder(own, rules, unusable)
+
+
+def _with_masks(images: Path, masks: Path, rules: FolderRules, unusable: Unusable) -> Iterator[LabelledImage]:
+    marked: dict[str, dict[str, Path]] = defaultdict(dict)
+    for own in [f for f in sorted(masks.iterdir()) if f.is_dir()]:
+        for stem, path in _by_stem(own, unusable).items():
+            marked[stem.removesuffix(MASK)][own.name] = path
+    for stem, path in _by_stem(masks, unusable, deep=False).items():
+        marked[stem.removesuffix(MASK)][FOREGROUND] = path
+    pictures = _by_stem(images, unusable)
+    for stem in sorted(marked.keys() - pictures.keys()):
+        path = next(iter(marked[stem].values()))
+        unusable(str(path), DataError(f"{path}: there is no image {images / stem}.* for this mask"))
+    for stem, path in pictures.items():
+        if stem not in marked:
+            unusable(
+                str(path), DataError(f"{path}: there is no mask {masks}/CLASS/{stem}.png for this image")
+            )
+            continue
+        yield from _pair(path, marked[stem], stem, rules, unusable)
+
+
+def _class_folder(folder: Path, rules: FolderRules, unusable: Unusable) -> Iterator[LabelledImage]:
+    files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and p.is_file()]
+    masks = {p.stem.removesuffix(MASK): p for p in files if p.stem.endswith(MASK)}
+    rest: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        if not path.stem.endswith(MASK):
+            rest[path.stem].append(path)
+    for stem in sorted(masks.keys() - rest.keys()):
+        unusable(str(masks[stem]), DataError(f"{masks[stem]}: there is no image {stem}.* beside this mask"))
+    for stem, same in rest.items():
+        pngs = [p for p in same if p.suffix.lower() == ".png"]
+        if stem not in masks and len(same) == 2 and len(pngs) == 1:
+            masks[stem] = pngs[0]
+            same = [p for p in same if p not in pngs]
+        if len(same) > 1:
+            names = ", ".join(p.name for p in same)
+            unusable(
+                str(same[0]), DataError(f"{folder}: which is the image, and which the mask, of {names}?")
+            )
+            continue
+        if stem not in masks:
+            unusable(
+                str(same[0]),
+                DataError(
+                    f"{same[0]}: there is no mask beside this image; expected {stem}{MASK}.png, or "
+                    f"{stem}.png "
+                    "beside an image of another type"
+                ),
+            )
+            continue
+        yield from _pair(same[0], {folder.name: masks[stem]}, f"{folder.name}/{stem}", rules, unusable)
+
+
+def _pair(
+    path: Path, marked: dict[str, Path], name: str, rules: FolderRules, unusable: Unusable
+) -> Iterator[LabelledImage]:
+    """Yield an image with those of its masks that can be used, if there are any."""
+    try:
+        pixels = read_pixels(path, rules.max_pixels)
+    except DataError as error:
+        unusable(str(path), error)
+        return
+    masks: dict[str, Mask] = {}
+    for own, place in marked.items():
+        try:
+            mask = as_mask(read_labels(place, rules.max_pixels), str(place))
+            _check(mask.shape, pixels.shape[:2], place, path)
+            if not (mask == 1).any():
+                raise DataError(
+                    f"{place}: the mask is empty; take it away where the class is not in the image"
+                )
+        except DataError as error:
+            unusable(str(place), error)
+        else:
+            masks[own] = mask
+    if masks:
+        yield LabelledImage(name, pixels, masks)
+
+
+def _with_labels(
+    images: Path, labels: Path, classes: Path, rules: FolderRules, unusable: Unusable
+) -> Iterator[LabelledImage]:
+    names = None
+    if classes.is_file():
+        lines = classes.read_text(encoding="utf-8").splitlines()
+        names = {n: line.strip() for n, line in enumerate(lines) if n > 0 and line.strip()}
+    maps = _by_stem(labels, unusable)
+    pictures = _by_stem(images, unusable)
+    for stem in sorted(maps.keys() ^ pictures.keys()):
+        path, missing = (maps[stem], images) if stem in maps else (pictures[stem], labels)
+        unusable(str(path), DataError(f"{path}: there is no {missing / stem}.* for this file"))
+    for stem, path in pictures.items():
+        if stem not in maps:
+            continue
+        try:
+            pixels = read_pixels(path, rules.max_pixels)
+            values = read_labels(maps[stem], rules.max_pixels)
+            _check(values.shape, pixels.shape[:2], maps[stem], path)
+            masks = masks_of(values, names, rules.ignore, str(maps[stem]))
+        except DataError as error:
+            unusable(str(path), error)
+        else:
+            yield LabelledImage(stem, pixels, masks)
+
+
+def _by_stem(folder: Path, unusable: Unusable, deep: bool = True) -> dict[str, Path]:
+    """Return the picture files below a folder by their path without suffix."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
+        if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            continue
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        if stem in found:
+            unusable(str(path), DataError(f"{path}: has the same name as {found[stem].name}; rename one"))
+        else:
+            found[stem] = path
+    return found
+
+
+def _check(have: tuple[int, ...], want: tuple[int, ...], mask: Path, image: Path) -> None:
+    if have != want:
+        raise DataError(f"{mask}: has {have} pixels, its image {image} has {want}; they have to be equal")
