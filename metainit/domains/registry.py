@@ -14,6 +14,7 @@ from metainit.card import Spec
 from metainit.domains.base import Domain
 from metainit.domains.ct import CTConfig, CTDomain
 from metainit.domains.image import ImageConfig, ImageDomain
+from metainit.domains.segmentation import SegmentationConfig, SegmentationDomain
 from metainit.errors import RecipeError, suggestion
 
 if TYPE_CHECKING:
@@ -25,6 +26,15 @@ def _signals() -> Fit:
     from metainit.fitting.signals import fit_signals
 
     return fit_signals
+
+
+def _masks() -> Fit:
+    """Return what marks a class in files, after some in which it is marked.
+
+    Raises:
+        RecipeError: always, as yet.
+    """
+    raise RecipeError("files cannot be segmented from the command line yet: use metainit.load(...).adapt")
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ DOMAINS: Mapping[str, Entry] = MappingProxyType(
     {
         "image": Entry(ImageConfig, ImageDomain, _signals),
         "ct": Entry(CTConfig, CTDomain, _signals),
+        "segmentation": Entry(SegmentationConfig, SegmentationDomain, _masks),
     }
 )
 """The domains that a spec can name."""
