@@ -66,8 +66,8 @@ class AdaptationRoutine(Record):
     ``(steps, *shape of the tensor)`` where `per_parameter` is true.
 
     `weight_decay` :math:`\lambda` adds :math:`\lambda \theta_i` to every gradient (L2, before Adam's
-    scaling). `augmentation` is the probability that an example of the support is augmented in a step, where the domain
-    can do that. Both go on under the continuation.
+    scaling). `augmentation` is the probability that an example of the support is augmented in a step, where
+    the domain can do that. Both go on under the continuation.
 
     Example:
         >>> AdaptationRoutine(optimizer='sgd', steps=2, step_size=0.01).steps
@@ -81,6 +81,8 @@ class AdaptationRoutine(Record):
     per_parameter: bool = False
     weight_decay: float = Field(default=0.0, ge=0)
     augmentation: float = Field(default=0.0, ge=0, le=1)
+    minibatch: int | None = Field(default=None, ge=1)
+    adapts: tuple[str, ...] = ()
     continuation: Continuation | None = None
 
     @model_validator(mode="after")

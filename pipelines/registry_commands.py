@@ -95,7 +95,7 @@ def show(name: Named, server: Server = None, as_json: AsJson = False) -> None:
         ("kind", detail["kind"]),
         ("method", " ".join(filter(None, (card.get("method") or {}).values())) or detail["method"]),
         ("network", _compact(card.get("network")) or detail["network"] or ""),
-        ("routine", _routine(card.get("routine"))),
+        ("routine", routine_text(card.get("routine"))),
         ("data", _compact((card.get("provenance") or {}).get("data"))),
         ("evidence", headline_text(detail["headline"]) or "not measured"),
         ("gate", _gate(detail.get("tags") or {})),
@@ -288,7 +288,8 @@ def _compact(value: Any) -> str:
     return ", ".join(f"{key} {v}" for key, v in value.items() if v)
 
 
-def _routine(routine: Mapping[str, Any] | None) -> str:
+def routine_text(routine: Mapping[str, Any] | None) -> str:
+    """Return an adaptation routine in one line."""
     if not routine:
         return ""
     learned = routine.get("per_tensor") or routine.get("per_parameter")
