@@ -126,21 +126,19 @@ def run_ours(inner: float, outer: float, seed: int, seconds: float, split: str, 
     )
     domain, full = faces(POINTS), faces()
     network = init_(build(NETWORK, seed), "siren", seed=seed)
-    function, rule = function_of(network), rule_for(algorithm)
+    function, rule, steps = function_of(network), rule_for(algorithm), algorithm.inner(network)
     loop = OuterLoop(initial_meta_parameters(network, algorithm), config, algorithm)
     bench, batch = Bench(build(NETWORK), full), held_out(full, split, tasks)  # type: ignore[arg-type]
 
     def evaluate() -> float:
         meta: MetaParameters = loop.result()
-        start = Start("ours", meta.weights, routine_of(meta, algorithm), meta.step_sizes)
+        start = Start("ours", meta.weights, routine_of(meta, algorithm, steps), meta.step_sizes)
         return after_two_steps(bench, start, batch)
 
     watch = Stopwatch()
     while watch.seconds < seconds and loop.step < config.steps:
         tasks_here = domain.tasks(seed, loop.step, META_BATCH)
-        loop.apply(
-            meta_gradient(rule, domain, function, loop.meta, tasks_here, algorithm.inner, algorithm.execution)
-        )
+        loop.apply(meta_gradient(rule, domain, function, loop.meta, tasks_here, steps, algorithm.execution))
         watch.look(evaluate)
     watch.look(evaluate, last=True)
     return {"inner": inner, "outer": outer, "outer_steps": loop.step, "curve": watch.curve}

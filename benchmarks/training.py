@@ -15,6 +15,7 @@ from metainit import checkpoint, init_
 from metainit.card import Card, Method, Provenance, Spec
 from metainit.checkpoint import STEP_SIZE_PREFIX
 from metainit.domains.base import Domain
+from metainit.domains.seeding import seed_of
 from metainit.meta.engine import meta_gradient, task_threads
 from metainit.meta.outer import AlgorithmConfig, OuterConfig, OuterLoop, initial_meta_parameters, routine_of
 from metainit.meta.registry import PAPERS, rule_for
@@ -53,7 +54,9 @@ def train(
     if note.is_file() and path.is_file():
         return path, json.loads(note.read_text())
     network = init_(build(plan.network, seed), plan.start, seed=seed)
-    function, rule = function_of(network), rule_for(plan.algorithm)
+    algorithm = plan.algorithm
+    function, rule = function_of(network, algorithm.memory_format), rule_for(algorithm)
+    inner = algorithm.inner(network)
     loop = OuterLoop(initial_meta_parameters(network, plan.algorithm), plan.outer, plan.algorithm)
     domain_at = domain if callable(domain) else lambda step: domain
     begin, watched, last = cpu_seconds(), 0.0, 0.0
@@ -62,7 +65,14 @@ def train(
             here = domain_at(loop.step)
             batch = here.tasks(seed, loop.step, plan.outer.meta_batch)
             gradient = meta_gradient(
-                rule, here, function, loop.meta, batch, plan.algorithm.inner, plan.algorithm.execution, pool
+                rule,
+                here,
+                function,
+                loop.meta,
+                batch,
+                inner.seeded(seed_of("inner loop", seed, loop.step)),
+                plan.algorithm.execution,
+                pool,
             )
             loop.apply(gradient)
             used = cpu_seconds() - begin - watched
@@ -82,7 +92,7 @@ def train(
         name=plan.name,
         method=Method(name=plan.algorithm.rule, paper=PAPERS[plan.algorithm.rule]),
         network=plan.network,
-        routine=routine_of(meta, plan.algorithm),
+        routine=routine_of(meta, algorithm, inner),
         provenance=Provenance(seeds=[seed]),
     )
     checkpoint.save(path, tensors, card)

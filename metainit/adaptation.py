@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from metainit.card import AdaptationRoutine
-from metainit.domains.base import Augmenting, Domain, TaskBatch
-from metainit.domains.seeding import generator_of
+from metainit.domains.base import Domain, TaskBatch
 from metainit.errors import DivergenceError, MismatchError
 from metainit.meta.inner import gradients
 from metainit.meta.state import Parameters, TaskLosses
+from metainit.meta.variation import Variation
 
 Progress = Callable[[int, int, float], None]
 """Called after each step with the step, the number of steps and the support loss before it."""
@@ -38,12 +38,14 @@ def trajectory(
     step_sizes: Mapping[str, Tensor],
     steps: int,
     progress: Progress | None = None,
+    seed: int = 0,
 ) -> Iterator[Parameters]:
     r"""Yield the weights before the first step and after each of `steps` steps.
 
     SGD: :math:`\theta \leftarrow \theta - \alpha_k \odot g`; past the routine's own steps its continuation
-    takes over, where there is one, else the last step size goes on. The gradient g is that of the support as
-    the routine augments it in this step, plus the weight decay.
+    takes over, where there is one, else the last step size goes on. The gradient g is that of what the
+    routine shows of the support in this step, plus the weight decay. Tensors that the routine does not adapt
+    stay as they are.
 
     Args:
         losses: the tasks; with a task axis where `losses.batched`.
@@ -52,11 +54,12 @@ def trajectory(
         step_sizes: learned per-parameter step sizes ``(steps, *shape)`` by name; may be empty.
         steps: how many steps to take.
         progress: told about each step.
+        seed: of augmentation and minibatches, which follow from it and from the step.
 
     Raises:
         DivergenceError: the support loss is not finite.
-        MismatchError: the routine promises learned step sizes that are not there, or asks a domain for
-            augmentation that has none.
+        MismatchError: the routine promises learned step sizes that are not there, adapts tensors that the
+            network does not have, or asks a domain for augmentation or minibatches that has no examples.
 
     Source: Finn et al. 2017, equation 1; Li et al. 2017, equation 3; Kingma & Ba 2015, algorithm 1.
     """
@@ -64,7 +67,9 @@ def trajectory(
     yield values
     optimizer, base = routine.optimizer, routine.step_size
     sizes = learned_step_sizes(routine, step_sizes)
-    _require_promised(routine, step_sizes, weights)
+    adapts = _adapted(routine, weights)
+    _require_promised(routine, step_sizes, {k: weights[k] for k in adapts})
+    losses = replace(losses, variation=Variation(routine.augmentation, routine.minibatch, seed))
     first: Parameters = {}
     second: Parameters = {}
     count = 0
@@ -72,8 +77,8 @@ def trajectory(
         if step == routine.steps and routine.continuation is not None:
             optimizer, base = routine.continuation.optimizer, routine.continuation.step_size
             sizes = {}
-        leaves = {k: v.requires_grad_() for k, v in values.items()}
-        loss = augmented_losses(losses, routine.augmentation, step).support(leaves)
+        leaves = {k: values[k].requires_grad_() for k in adapts}
+        loss = losses.support(values | leaves, step)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DivergenceError(
@@ -85,39 +90,13 @@ def trajectory(
                 slope = {k: g + routine.weight_decay * leaves[k] for k, g in slope.items()}
             if optimizer == "adam":
                 count += 1
-                values = _adam_step(leaves, slope, first, second, count, base)
+                moved = _adam_step(leaves, slope, first, second, count, base)
             else:
-                values = {k: v - _at(sizes, k, step, base) * slope[k] for k, v in leaves.items()}
+                moved = {k: v - _at(sizes, k, step, base) * slope[k] for k, v in leaves.items()}
+        values = values | moved
         if progress is not None:
             progress(step + 1, steps, value / losses.tasks)
         yield values
-
-
-def augmented_losses(losses: TaskLosses, probability: float, step: int) -> TaskLosses:
-    """Return the losses of the tasks with their support augmented for one step.
-
-    The changes depend on the step alone, so that a task is adapted in the same way however it is batched.
-
-    Raises:
-        MismatchError: the domain has no augmentation.
-    """
-    if probability == 0:
-        return losses
-    domain = losses.domain
-    if not isinstance(domain, Augmenting):
-        raise MismatchError(
-            f"the routine augments a share of {probability:g} of the support, which {type(domain).__name__} "
-            "cannot do; give a routine with augmentation=0"
-        )
-    support = losses.batch.support
-    changed = [
-        domain.augmented(
-            {k: v[i] for k, v in support.items()}, generator_of("augmentation", step), probability
-        )
-        for i in range(losses.tasks)
-    ]
-    stacked = {k: torch.stack([c[k] for c in changed]) for k in support}
-    return replace(losses, batch=replace(losses.batch, support=stacked))
 
 
 def learned_step_sizes(
@@ -127,6 +106,17 @@ def learned_step_sizes(
     if routine.per_parameter:
         return dict(step_sizes)
     return dict(routine.per_tensor)
+
+
+def _adapted(routine: AdaptationRoutine, weights: Parameters) -> list[str]:
+    """Return the names of the tensors that a routine moves."""
+    unknown = sorted(set(routine.adapts) - set(weights))
+    if unknown:
+        raise MismatchError(
+            f"the routine adapts tensors that the network does not have: {', '.join(unknown)}. Use the "
+            "start's own network, or give another routine"
+        )
+    return [name for name in weights if not routine.adapts or name in routine.adapts]
 
 
 def _require_promised(

@@ -183,7 +183,7 @@ def run_routine(
         )
     parameters = dict(network.named_parameters())
     like = next(iter(parameters.values()))
-    batch = task.batch.map(lambda t: t.to(like.device, like.dtype))
+    batch = task.batch.to(like.device, like.dtype)
     sizes = {k: v.to(like.device, like.dtype) for k, v in step_sizes.items()}
     losses = TaskLosses(task.domain, function_of(network), batch, batched=False)
     start = {k: v.detach().clone() for k, v in parameters.items()}

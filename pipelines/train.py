@@ -21,11 +21,12 @@ from metainit.adaptation import trajectory
 from metainit.card import Card, Method
 from metainit.domains.base import TaskBatch
 from metainit.domains.registry import without_places
+from metainit.domains.seeding import seed_of
 from metainit.errors import DivergenceError, MetainitError
 from metainit.meta.engine import choose, task_threads
 from metainit.meta.outer import OuterLoop, initial_meta_parameters, routine_of
-from metainit.meta.registry import PAPERS, rule_for
-from metainit.meta.state import MetaGradient, MetaParameters, Rule, TaskLosses, zeros_like
+from metainit.meta.registry import PAPERS, gradient_evaluations, rule_for
+from metainit.meta.state import InnerSteps, MetaGradient, MetaParameters, Rule, TaskLosses, zeros_like
 from metainit.networks.registry import function_of
 from pipelines.folder import RunFolder, read_state
 from pipelines.preparation import Prepared, prepare
@@ -98,8 +99,9 @@ class _Run:
         self.recipe = recipe = prepared.recipe
         self.folder = RunFolder(path, recipe, prepared.source)
         self.sink, self.world, self.progress = sink, world, progress
-        self.function = function_of(prepared.network)
+        self.function = function_of(prepared.network, recipe.algorithm.memory_format)
         self.rule = rule_for(recipe.algorithm)
+        self.inner = recipe.algorithm.inner(prepared.network)
         self.loop = OuterLoop(
             initial_meta_parameters(prepared.network, recipe.algorithm), recipe.outer, recipe.algorithm
         )
@@ -156,7 +158,8 @@ class _Run:
         recipe = self.recipe
         batch = self.prepared.domain.tasks(recipe.seed, self.loop.step, recipe.outer.meta_batch)
         mine = moved(batch[share(len(batch), self.world.rank, self.world.size)], self.prepared)
-        gradient = gradient_of(self.prepared, self.function, self.rule, self.loop.meta, mine, pool)
+        inner = self.inner.seeded(seed_of("inner loop", recipe.seed, self.loop.step))
+        gradient = gradient_of(self.prepared, self.function, self.rule, self.loop.meta, mine, inner, pool)
         gradient, failed = added_up(gradient, self.world, self.failure is not None)
         if failed:
             raise self.failure or MetainitError("the first worker has stopped; its error says why")
@@ -221,6 +224,7 @@ def gradient_of(
     rule: Rule,
     meta: MetaParameters,
     batch: TaskBatch,
+    inner: InnerSteps,
     pool: ThreadPoolExecutor | None = None,
 ) -> MetaGradient:
     """Return the meta-gradient summed over a batch, which may be empty, with the recipe's engine."""
@@ -235,7 +239,7 @@ def gradient_of(
         function,
         meta,
         batch,
-        algorithm.inner,
+        inner,
         algorithm.execution,
         pool,
     )
@@ -263,9 +267,9 @@ def validate(prepared: Prepared, meta: MetaParameters) -> dict[str, float]:
     count = recipe.validation_tasks if size is None else min(recipe.validation_tasks, size)
     if count == 0:
         return {}
-    routine = routine_of(meta, recipe.algorithm)
+    routine = routine_of(meta, recipe.algorithm, recipe.algorithm.inner(prepared.network))
     sizes = meta.step_sizes if routine.per_parameter else {}
-    function = function_of(prepared.network)
+    function = function_of(prepared.network, recipe.algorithm.memory_format)
     totals: dict[str, float] = {}
     for task in moved(domain.tasks(recipe.seed, 0, count, "validation"), prepared):
         losses = TaskLosses(domain, function, task, batched=False)
@@ -286,7 +290,10 @@ def described(prepared: Prepared, meta: MetaParameters, folder: RunFolder) -> tu
         for name, value in prepared.network.named_parameters():
             value.copy_(meta.weights[name])
     tensors = {k: v.detach().cpu().clone() for k, v in prepared.network.state_dict().items()}
-    routine = routine_of(meta, recipe.algorithm, recipe.continuation)
+    inner = recipe.algorithm.inner(prepared.network)
+    routine = routine_of(meta, recipe.algorithm, inner, recipe.continuation)
+    cost = recipe.outer.steps * recipe.outer.meta_batch * gradient_evaluations(recipe.algorithm)
+    provenance = folder.provenance(code_version()).model_copy(update={"gradient_evaluations": cost})
     if routine.per_parameter:
         tensors |= {checkpoint.STEP_SIZE_PREFIX + k: v.cpu().clone() for k, v in meta.step_sizes.items()}
     rule = recipe.algorithm.rule
@@ -297,7 +304,7 @@ def described(prepared: Prepared, meta: MetaParameters, folder: RunFolder) -> tu
         network=prepared.spec,
         domain=without_places(recipe.domain),
         routine=routine,
-        provenance=folder.provenance(code_version()),
+        provenance=provenance,
     )
     return tensors, card
 

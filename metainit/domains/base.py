@@ -128,7 +128,10 @@ class Domain(Protocol):
 
 @runtime_checkable
 class Augmenting(Protocol):
-    """A domain whose examples can be augmented while a network is adapted to them."""
+    """A domain whose support is made of examples, which can be augmented while a network is adapted to them.
+
+    Examples lie along the first axis of each of a task's support tensors, in random order.
+    """
 
     def augmented(self, support: Tensors, generator: torch.Generator, probability: float) -> Tensors:
         """Return one task's support with each example changed with some probability."""

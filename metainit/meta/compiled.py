@@ -7,6 +7,7 @@ benchmarks/RESULTS.md), for 5 to 25 seconds of compilation for each set of shape
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ class CompiledRule:
                 {k: next(given) for k in meta.weights}, {k: next(given) for k in meta.step_sizes}
             )
             batch = losses.batch.map(lambda _: next(given))
-            found = self._rule(TaskLosses(losses.domain, losses.function, batch, losses.batched), here, inner)
+            found = self._rule(replace(losses, batch=batch), here, inner)
             return [*found.weights.values(), *found.step_sizes.values(), found.loss]
 
         recorded = make_fx(flat)(*inputs)

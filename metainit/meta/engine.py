@@ -84,10 +84,10 @@ def meta_gradient(
     """
     how = choose(execution, meta.weights, len(batch))
     if how == "vmap":
-        return rule(TaskLosses(domain, function, batch, batched=True), meta, inner)
+        return rule(TaskLosses(domain, function, batch, True, inner.variation), meta, inner)
 
     def one(task: TaskBatch) -> MetaGradient:
-        return rule(TaskLosses(domain, function, task, batched=False), meta, inner)
+        return rule(TaskLosses(domain, function, task, False, inner.variation), meta, inner)
 
     results = pool.map(one, batch) if how == "threads" and pool is not None else map(one, batch)
     return add_up(results)

@@ -27,8 +27,9 @@ def unrolled(losses: TaskLosses, meta: MetaParameters, inner: InnerSteps) -> Par
     """
     adapted = losses.spread(meta.weights)
     for step in range(inner.steps):
-        slope = gradients(losses.support(adapted), adapted, create_graph=True)
-        adapted = {k: v - inner.at(meta, k, step) * slope[k] for k, v in adapted.items()}
+        leaves = inner.moved(adapted)
+        slope = gradients(losses.support(adapted, step), leaves, create_graph=True)
+        adapted = adapted | {k: v - inner.at(meta, k, step) * slope[k] for k, v in leaves.items()}
     return adapted
 
 
@@ -46,11 +47,11 @@ def truncated(losses: TaskLosses, meta: MetaParameters, inner: InnerSteps) -> Tr
     reached: list[Tensor] = []
     slopes: list[Parameters] = []
     for step in range(inner.steps):
-        leaves = {k: v.requires_grad_() for k, v in adapted.items()}
-        loss = losses.support(leaves)
+        leaves = {k: v.requires_grad_() for k, v in inner.moved(adapted).items()}
+        loss = losses.support(adapted | leaves, step)
         slope = gradients(loss, leaves, create_graph=False)
         with torch.no_grad():
-            adapted = {k: v - inner.at(meta, k, step) * slope[k] for k, v in leaves.items()}
+            adapted = adapted | {k: v - inner.at(meta, k, step) * slope[k] for k, v in leaves.items()}
         reached.append(loss.detach())
         slopes.append(slope)
     return Truncated(adapted, reached, slopes)

@@ -85,6 +85,11 @@ def meta_gradient(
             f"learn2learn has no rule {getattr(rule, '__name__', rule)!r}, only maml, fomaml and meta_sgd; "
             "choose one of these, or set algorithm.engine to metainit"
         )
+    if inner.adapts or inner.variation.active:
+        raise RecipeError(
+            "learn2learn adapts all tensors, to the whole support in each step: set algorithm.adapts to all, "
+            "augmentation to 0 and leave minibatch out, or set algorithm.engine to metainit"
+        )
     if execution == "vmap":
         raise RecipeError(
             "learn2learn runs one task at a time: set algorithm.execution to loop, threads or auto, "

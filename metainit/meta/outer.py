@@ -13,6 +13,9 @@ from metainit.card import AdaptationRoutine, Continuation, Record
 from metainit.errors import CheckpointError, DivergenceError
 from metainit.meta.engine import Execution
 from metainit.meta.state import InnerSteps, MetaGradient, MetaParameters, Parameters
+from metainit.meta.variation import Variation
+from metainit.networks.heads import head_names
+from metainit.networks.registry import MemoryFormat
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 """What the optimizer keeps of each tensor."""
@@ -27,10 +30,15 @@ class AlgorithmConfig(Record):
 
     `step_sizes`: ``fixed`` (all are `inner_step_size`), or learned per ``tensor`` or per ``parameter``, for
     each inner step. `meta_sgd` with `order` 1 or 2 learns them; `maml` with learned ones is the same as
-    `meta_sgd` of order 2. `compiled`: spend seconds on compiling the rule, and less on every step.
+    `meta_sgd` of order 2. `adapts`: the inner loop moves ``all`` tensors, or those of the network's ``head``
+    only (ANIL: Raghu et al. 2020, arXiv:1909.09157); the outer loop learns all of them in either case.
+    `tail`: how many examples of each support `fomaml_tail` holds back. `augmentation`: the probability that
+    an example is augmented in an inner step; `minibatch`: how many examples an inner step sees (None: all).
+    `memory_format`: of images and kernels; ``auto`` is ``channels_last`` on a CPU. `compiled`: spend seconds
+    on compiling the rule, and less on every step.
     """
 
-    rule: Literal["reptile", "fomaml", "maml", "meta_sgd"] = "meta_sgd"
+    rule: Literal["reptile", "fomaml", "fomaml_tail", "maml", "meta_sgd"] = "meta_sgd"
     order: Literal[1, 2] = 2
     engine: Literal["metainit", "learn2learn"] = "metainit"
     execution: Execution = "auto"
@@ -38,6 +46,11 @@ class AlgorithmConfig(Record):
     inner_steps: int = Field(default=2, ge=1, le=1000)
     inner_step_size: float = Field(default=0.01, gt=0)
     step_sizes: Literal["fixed", "tensor", "parameter"] = "parameter"
+    adapts: Literal["all", "head"] = "all"
+    tail: int = Field(default=0, ge=0)
+    augmentation: float = Field(default=0.0, ge=0, le=1)
+    minibatch: int | None = Field(default=None, ge=1)
+    memory_format: MemoryFormat = "auto"
 
     @model_validator(mode="after")
     def _check(self) -> AlgorithmConfig:
@@ -46,6 +59,20 @@ class AlgorithmConfig(Record):
             raise ValueError("meta_sgd learns step sizes: set step_sizes to tensor or parameter")
         if not learns and self.step_sizes != "fixed":
             raise ValueError(f"{self.rule} does not learn step sizes: set step_sizes to fixed")
+        if (self.rule == "fomaml_tail") != (self.tail > 0):
+            raise ValueError(
+                f"tail goes with fomaml_tail, which holds back at least 1 example, got {self.tail} for "
+                f"{self.rule}"
+            )
+        if self.rule == "reptile" and self.adapts == "head":
+            raise ValueError("reptile learns only what is adapted: set adapts to all, or choose another rule")
+        if self.variation.active and (self.compiled or self.engine != "metainit"):
+            raise ValueError(
+                "augmentation and minibatch draw new examples in each step, which neither a compiled rule "
+                "nor another engine than metainit can do"
+            )
+        if self.adapts == "head" and self.engine != "metainit":
+            raise ValueError(f"the engine {self.engine} adapts all tensors: set adapts to all")
         if self.compiled and (self.engine, self.execution) not in COMPILABLE:
             raise ValueError(
                 f"compiled goes with engine metainit and execution auto, loop or vmap, not with engine "
@@ -54,9 +81,18 @@ class AlgorithmConfig(Record):
         return self
 
     @property
-    def inner(self) -> InnerSteps:
-        """The inner loop's settings."""
-        return InnerSteps(self.inner_steps, self.inner_step_size)
+    def variation(self) -> Variation:
+        """What an inner step sees of the support."""
+        return Variation(self.augmentation, self.minibatch)
+
+    def inner(self, network: nn.Module) -> InnerSteps:
+        """Return the inner loop's settings for a network.
+
+        Raises:
+            RecipeError: only the head is adapted, and the network does not say which that is.
+        """
+        adapts = head_names(network) if self.adapts == "head" else ()
+        return InnerSteps(self.inner_steps, self.inner_step_size, adapts, self.variation, self.tail)
 
 
 class OuterConfig(Record):
@@ -82,7 +118,7 @@ def initial_meta_parameters(network: nn.Module, algorithm: AlgorithmConfig) -> M
     step_sizes: Parameters = {}
     if algorithm.step_sizes != "fixed":
         per_parameter = algorithm.step_sizes == "parameter"
-        for name, value in weights.items():
+        for name, value in algorithm.inner(network).moved(weights).items():
             shape = (algorithm.inner_steps, *(value.shape if per_parameter else ()))
             step_sizes[name] = value.new_full(shape, algorithm.inner_step_size)
     return MetaParameters(weights, step_sizes)
@@ -224,7 +260,10 @@ class OuterLoop:
 
 
 def routine_of(
-    meta: MetaParameters, algorithm: AlgorithmConfig, continuation: Continuation | None = None
+    meta: MetaParameters,
+    algorithm: AlgorithmConfig,
+    inner: InnerSteps,
+    continuation: Continuation | None = None,
 ) -> AdaptationRoutine:
     """Return the adaptation routine that the meta-parameters were learned with."""
     per_tensor = {k: v.tolist() for k, v in meta.step_sizes.items()}
@@ -234,5 +273,8 @@ def routine_of(
         step_size=algorithm.inner_step_size,
         per_tensor=per_tensor if algorithm.step_sizes == "tensor" else {},
         per_parameter=algorithm.step_sizes == "parameter",
+        augmentation=algorithm.augmentation,
+        minibatch=algorithm.minibatch,
+        adapts=inner.adapts,
         continuation=continuation,
     )

@@ -8,7 +8,7 @@ tasks and to add gradients up over them, and is otherwise unaware of the axis.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metainit.domains.base import Domain, Predict, TaskBatch
+from metainit.meta.variation import Variation, seen_in, split_tail
 
 Parameters = dict[str, Tensor]
 
@@ -53,10 +54,25 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class InnerSteps:
-    """The inner loop: its number of steps and its step size where none is learned."""
+    """The inner loop: its number of steps and its step size where none is learned.
+
+    `adapts`: the names of the tensors that it moves; empty: all. `variation`: what a step sees of the
+    support. `tail`: examples of the support that a rule with a tail holds back.
+    """
 
     steps: int
     step_size: float
+    adapts: tuple[str, ...] = ()
+    variation: Variation = Variation()
+    tail: int = 0
+
+    def moved(self, parameters: Parameters) -> Parameters:
+        """Return those of the parameters that the inner loop moves."""
+        return {k: parameters[k] for k in self.adapts} if self.adapts else dict(parameters)
+
+    def seeded(self, seed: int) -> InnerSteps:
+        """Return the same inner loop with another seed, where anything depends on it."""
+        return replace(self, variation=replace(self.variation, seed=seed)) if self.variation.active else self
 
     def at(self, meta: MetaParameters, name: str, step: int) -> Tensor | float:
         """Return the step size of one tensor at one step; past the last learned one that repeats."""
@@ -74,6 +90,7 @@ class TaskLosses:
     function: Callable[[Mapping[str, Tensor]], Predict]
     batch: TaskBatch
     batched: bool
+    variation: Variation = Variation()
 
     @property
     def tasks(self) -> int:
@@ -90,13 +107,26 @@ class TaskLosses:
         """Add a per-task tensor up over the tasks."""
         return per_task.sum(0) if self.batched else per_task
 
-    def support(self, parameters: Parameters) -> Tensor:
-        """Return the support loss, summed over the tasks (each task depends on its own weights only)."""
-        return self._total(self.domain.support_loss, parameters, self.batch.support)
+    def support(self, parameters: Parameters, step: int = 0) -> Tensor:
+        """Return the support loss of a step, summed over the tasks (each depends on its own weights only)."""
+        observed = seen_in(step, self.domain, self.batch.support, self.variation)
+        return self._total(self.domain.support_loss, parameters, observed)
 
     def query(self, parameters: Parameters) -> Tensor:
         """Return the query loss, summed over the tasks."""
         return self._total(self.domain.query_loss, parameters, self.batch.query)
+
+    def split(self, tail: int) -> tuple[TaskLosses, TaskLosses]:
+        """Return the losses without the last examples of each support, and those of these examples alone.
+
+        Raises:
+            MismatchError: there are no examples, or none would be left.
+        """
+        kept, held_back = split_tail(self.batch.support, self.domain, tail)
+        return (
+            replace(self, batch=replace(self.batch, support=kept)),
+            replace(self, batch=replace(self.batch, support=held_back), variation=Variation()),
+        )
 
     def _total(
         self,

@@ -58,6 +58,11 @@ class FourierMLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
         self.squash: nn.Module = nn.Sigmoid() if sigmoid else nn.Identity()
 
+    @property
+    def head(self) -> nn.Module:
+        """The last layer."""
+        return self.layers[-1]
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Map coordinates ``(..., in_features)`` to values ``(..., out_features)``."""
         phase = 2 * math.pi * inputs @ self.frequencies.T

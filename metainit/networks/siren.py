@@ -78,6 +78,11 @@ class Siren(nn.Module):
         sines = [SineLayer(a, b, w) for a, b, w in zip(sizes, sizes[1:], omegas, strict=False)]
         self.layers = nn.ModuleList([*sines, nn.Linear(width, out_features)])
 
+    @property
+    def head(self) -> nn.Module:
+        """The last layer, which has no activation."""
+        return self.layers[-1]
+
     def reset_sine_parameters(self, generator: torch.Generator, scale: float = 1.0) -> None:
         r"""Draw the weights of section 3.2 of the paper, all but the last layer's times `scale`.
 

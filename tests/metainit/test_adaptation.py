@@ -139,7 +139,7 @@ def test_augmentation_changes_the_support_of_each_step_by_the_step_alone() -> No
     form, centre = support["A"][0], support["c"][0]
     expected = network.weight.detach().T.clone()
     for step in range(4):
-        seen = domain.augmented({"c": centre}, generator_of("augmentation", step), 0.5)
+        seen = domain.augmented({"c": centre}, generator_of("augmentation", 0, step), 0.5)
         expected = expected - 0.1 * form @ (expected - seen["c"])
     run_routine(network, Task(domain, task().batch), sgd(4, augmentation=0.5), {})
     torch.testing.assert_close(network.weight.detach().T, expected, rtol=1e-12, atol=1e-14)
@@ -156,5 +156,5 @@ def test_augmented_tasks_are_adapted_alike_alone_and_at_once() -> None:
 
 
 def test_augmentation_that_the_domain_cannot_do_is_refused() -> None:
-    with pytest.raises(MismatchError, match="QuadraticDomain cannot do; give a routine with augmentation=0"):
+    with pytest.raises(MismatchError, match="QuadraticDomain has no labelled examples.*set augmentation to 0"):
         run_routine(linear_map(), task(), sgd(1, augmentation=0.5), {})

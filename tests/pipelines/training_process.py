@@ -32,7 +32,8 @@ def gradient(recipe_value: dict[str, Any], folder: Path, world: World) -> None:
     batch = prepared.domain.tasks(recipe.seed, 0, recipe.outer.meta_batch)
     mine = moved(batch[share(len(batch), world.rank, world.size)], prepared)
     meta = initial_meta_parameters(prepared.network, recipe.algorithm)
-    own = gradient_of(prepared, function_of(prepared.network), rule_for(recipe.algorithm), meta, mine)
+    function, inner = function_of(prepared.network), recipe.algorithm.inner(prepared.network)
+    own = gradient_of(prepared, function, rule_for(recipe.algorithm), meta, mine, inner)
     total, _ = added_up(own, world)
     assert total.tasks == recipe.outer.meta_batch
     if world.rank == 0:

@@ -139,13 +139,21 @@ def blob_prior(folder: Path, name: str = "blobs", seed: int = 0, steps: int = 80
         batch = domain.tasks(seed, step, 3)
         loop.apply(
             meta_gradient(
-                rule_for(config), domain, function_of(network), loop.meta, batch, config.inner, "loop"
+                rule_for(config),
+                domain,
+                function_of(network),
+                loop.meta,
+                batch,
+                config.inner(network),
+                "loop",
             )
         )
     meta = loop.result()
     sizes = {f"{checkpoint.STEP_SIZE_PREFIX}{k}": v for k, v in meta.step_sizes.items()}
     path = folder / f"{name}-{seed}.safetensors"
-    return write_prior(path, {**meta.weights, **sizes}, routine_of(meta, config), domain=BLOB_DOMAIN)
+    return write_prior(
+        path, {**meta.weights, **sizes}, routine_of(meta, config, config.inner(network)), domain=BLOB_DOMAIN
+    )
 
 
 def write_prior(

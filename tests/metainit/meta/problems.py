@@ -20,9 +20,14 @@ from metainit.networks import Siren, function_of
 RULES: dict[str, dict[str, Any]] = {
     "reptile": {"rule": "reptile", "step_sizes": "fixed"},
     "fomaml": {"rule": "fomaml", "step_sizes": "fixed"},
+    "fomaml_tail": {"rule": "fomaml_tail", "step_sizes": "fixed", "tail": 6},
+    "fomaml-varied": {"rule": "fomaml", "step_sizes": "fixed", "minibatch": 12, "augmentation": 0.5},
+    "fomaml-head": {"rule": "fomaml", "step_sizes": "fixed", "adapts": "head"},
     "maml": {"rule": "maml", "step_sizes": "fixed"},
+    "maml-head": {"rule": "maml", "step_sizes": "fixed", "adapts": "head"},
     "meta_sgd-1-tensor": {"rule": "meta_sgd", "order": 1, "step_sizes": "tensor"},
     "meta_sgd-1-parameter": {"rule": "meta_sgd", "order": 1, "step_sizes": "parameter"},
+    "meta_sgd-1-head-tensor": {"rule": "meta_sgd", "order": 1, "step_sizes": "tensor", "adapts": "head"},
     "meta_sgd-2-tensor": {"rule": "meta_sgd", "order": 2, "step_sizes": "tensor"},
     "meta_sgd-2-parameter": {"rule": "meta_sgd", "order": 2, "step_sizes": "parameter"},
 }
@@ -33,7 +38,7 @@ def algorithm(row: str, **changes: Any) -> AlgorithmConfig:
     return AlgorithmConfig(**{"inner_steps": 3, "inner_step_size": 0.05, **RULES[row], **changes})
 
 
-class SineDomain:
+class ToyDomain:
     """Sines of random height and phase, seen at random points: the regression task of the MAML paper."""
 
     metric = "psnr"
@@ -91,7 +96,17 @@ class SineDomain:
         return "sine"
 
 
-class QuadraticDomain(SineDomain):
+class SineDomain(ToyDomain):
+    """The sines, whose points are examples."""
+
+    def augmented(self, support: Tensors, generator: torch.Generator, probability: float) -> Tensors:
+        """Shift points, each with some probability, along with their values."""
+        chosen = torch.rand(support["x"].shape, generator=generator, dtype=torch.float64) < probability
+        noise = 0.01 * torch.randn(support["y"].shape, generator=generator, dtype=torch.float64)
+        return {**support, "y": support["y"] + (noise * chosen).to(support["y"])}
+
+
+class QuadraticDomain(ToyDomain):
     r"""Losses :math:`\frac12 (w - c)^T A (w - c)` of the weights w of a linear map; A and c differ by task.
 
     `flat` makes the support loss linear in the weights: its Hessian is zero.
@@ -147,7 +162,7 @@ def start_of(network: nn.Module, config: AlgorithmConfig, spread: float = 0.0) -
 
 def gradient_of(
     config: AlgorithmConfig,
-    domain: SineDomain,
+    domain: ToyDomain,
     network: nn.Module,
     meta: MetaParameters,
     batch: TaskBatch,
@@ -155,7 +170,14 @@ def gradient_of(
 ) -> MetaGradient:
     with task_threads(2) as pool:
         return meta_gradient(
-            rule_for(config), domain, function_of(network), meta, batch, config.inner, execution, pool
+            rule_for(config),
+            domain,
+            function_of(network),
+            meta,
+            batch,
+            config.inner(network),
+            execution,
+            pool,
         )
 
 

@@ -42,11 +42,15 @@ def compiled_gradient(
     meta, batch = start_of(network, config, spread=0.5), domain.tasks(0, 0, tasks)
     function = changes.get("function") or function_of(network)
     execution = changes.get("execution", "loop")
-    return meta_gradient(rule, domain, function, meta, batch, config.inner, execution), meta, batch
+    return meta_gradient(rule, domain, function, meta, batch, config.inner(network), execution), meta, batch
 
 
 FAST = ("fomaml", "meta_sgd-2-parameter")
-ROWS = [row if row in FAST else pytest.param(row, marks=pytest.mark.slow) for row in RULES]
+ROWS = [
+    row if row in FAST else pytest.param(row, marks=pytest.mark.slow)
+    for row in RULES
+    if not algorithm(row).variation.active
+]
 """Compiling takes seconds: two rules in every run, the others in the slow one."""
 
 
@@ -123,3 +127,5 @@ def test_what_does_not_go_together_is_refused() -> None:
     for changes in ({"execution": "threads"}, {"engine": "learn2learn"}):
         with pytest.raises(ValueError, match="compiled goes with engine metainit and execution auto, loop"):
             algorithm("maml", compiled=True, **changes)
+    with pytest.raises(ValueError, match="neither a compiled rule nor another engine than metainit can do"):
+        algorithm("fomaml-varied", compiled=True)

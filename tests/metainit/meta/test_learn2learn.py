@@ -29,7 +29,13 @@ needs_learn2learn = pytest.mark.skipif(
     theirs.importlib.util.find_spec("learn2learn") is None,
     reason="learn2learn is not installed: it has to be compiled, and no C compiler was found at set-up",
 )
-SUPPORTED = [row for row in RULES if row != "reptile"]
+SUPPORTED = [
+    row
+    for row in RULES
+    if rule_for(algorithm(row)) in theirs.FIRST_ORDER
+    and algorithm(row).adapts == "all"
+    and not algorithm(row).variation.active
+]
 AGREEMENT = 1e-9
 
 
@@ -41,7 +47,7 @@ def both(row: str, domain: SineDomain, network: nn.Module, tasks: int = 3) -> li
         function_of(network),
         start_of(network, config, spread=0.5),
         domain.tasks(0, 0, tasks),
-        config.inner,
+        config.inner(network),
     )
     return [engine.meta_gradient(*arguments, "loop") for engine in (theirs, ours)]
 
@@ -74,7 +80,7 @@ def test_meta_gradients_of_an_image_network_agree_with_ours() -> None:
         config = algorithm(row, inner_steps=2, inner_step_size=0.01)
         batch = domain.tasks(0, 0, 3).map(lambda t: t.double())
         meta = start_of(network, config)
-        arguments = (rule_for(config), domain, function_of(network), meta, batch, config.inner)
+        arguments = (rule_for(config), domain, function_of(network), meta, batch, config.inner(network))
         found = differences(theirs.meta_gradient(*arguments), ours.meta_gradient(*arguments))
         assert max(found.values()) < AGREEMENT
 
@@ -85,9 +91,11 @@ def test_threads_give_the_same_bytes_as_the_loop(row: str) -> None:
     domain, network, config = SineDomain(), small_siren(), algorithm(row)
     meta, batch = start_of(network, config, spread=0.5), domain.tasks(0, 0, 6)
     function, rule = function_of(network), rule_for(config)
-    loop = theirs.meta_gradient(rule, domain, function, meta, batch, config.inner, "loop")
+    loop = theirs.meta_gradient(rule, domain, function, meta, batch, config.inner(network), "loop")
     with ours.task_threads(2) as pool:
-        threads = theirs.meta_gradient(rule, domain, function, meta, batch, config.inner, "threads", pool)
+        threads = theirs.meta_gradient(
+            rule, domain, function, meta, batch, config.inner(network), "threads", pool
+        )
     assert max(differences(threads, loop).values()) == 0
 
 
@@ -97,7 +105,7 @@ def test_leaves_parameters_and_inputs_alone() -> None:
     domain, meta = SineDomain(), start_of(network, config)
     kept = {k: v.clone() for k, v in meta.weights.items()}
     rule, function = rule_for(config), function_of(network)
-    theirs.meta_gradient(rule, domain, function, meta, domain.tasks(0, 0, 2), config.inner)
+    theirs.meta_gradient(rule, domain, function, meta, domain.tasks(0, 0, 2), config.inner(network))
     assert all(torch.equal(v, meta.weights[k]) for k, v in kept.items())
     assert all(torch.equal(v, kept[k]) and v.grad is None for k, v in network.named_parameters())
     assert not any(v.requires_grad for part in meta for v in part.values())
@@ -107,6 +115,8 @@ def test_leaves_parameters_and_inputs_alone() -> None:
     "row,execution,says",
     [
         ("reptile", "loop", "no rule 'reptile', only maml, fomaml and meta_sgd"),
+        ("maml-head", "loop", "algorithm.adapts to all"),
+        ("fomaml-varied", "loop", "leave minibatch out"),
         ("maml", "vmap", "algorithm.execution to loop, threads or auto"),
     ],
 )
@@ -115,7 +125,7 @@ def test_refuses_what_learn2learn_cannot_do(row: str, execution, says: str) -> N
     meta, batch = start_of(network, config), domain.tasks(0, 0, 2)
     with pytest.raises(RecipeError, match=says):
         theirs.meta_gradient(
-            rule_for(config), domain, function_of(network), meta, batch, config.inner, execution
+            rule_for(config), domain, function_of(network), meta, batch, config.inner(network), execution
         )
 
 
@@ -124,7 +134,7 @@ def test_says_what_to_install_where_learn2learn_is_missing(monkeypatch: pytest.M
     domain, network, config = SineDomain(), small_siren(), algorithm("maml")
     meta, batch = start_of(network, config), domain.tasks(0, 0, 1)
     with pytest.raises(RecipeError, match=r"pip install 'metainit\[learn2learn\]'.*C compiler"):
-        theirs.meta_gradient(maml, domain, function_of(network), meta, batch, config.inner)
+        theirs.meta_gradient(maml, domain, function_of(network), meta, batch, config.inner(network))
 
 
 @needs_learn2learn

@@ -213,12 +213,15 @@ def test_divergence_leaves_the_state_untouched_and_says_what_to_lower(where: str
 @pytest.mark.parametrize("row", RULES)
 def test_the_routine_says_what_was_learned(row: str) -> None:
     config = algorithm(row)
-    meta = start_of(small_siren(), config, spread=0.5)
-    routine = routine_of(meta, config)
+    network = small_siren()
+    meta = start_of(network, config, spread=0.5)
+    routine = routine_of(meta, config, config.inner(network))
     assert (routine.optimizer, routine.steps, routine.step_size) == ("sgd", 3, 0.05)
     assert routine.per_parameter == row.endswith("parameter")
     expected = {k: v.tolist() for k, v in meta.step_sizes.items()} if row.endswith("tensor") else {}
     assert routine.per_tensor == expected
+    assert routine.adapts == (("layers.2.weight", "layers.2.bias") if "head" in row else ())
+    assert (routine.minibatch, routine.augmentation) == ((12, 0.5) if "varied" in row else (None, 0.0))
 
 
 def test_step_sizes_start_where_the_recipe_says() -> None:

@@ -39,7 +39,7 @@ def after_adaptation(meta: MetaParameters, row: str) -> float:
     domain, config, network = SineDomain(), algorithm(row), small_siren()
     batch = domain.tasks(7, 0, 32, "test")
     losses = TaskLosses(domain, function_of(network), batch, batched=True)
-    routine = routine_of(meta, config)
+    routine = routine_of(meta, config, config.inner(network))
     sizes = meta.step_sizes if routine.per_parameter else {}
     *_, adapted = trajectory(losses, meta.weights, routine, sizes, routine.steps)
     return float(losses.query(adapted)) / len(batch)
@@ -134,6 +134,10 @@ class TwoOffsets(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs * 0 + (self.a + self.b)
+
+    @property
+    def head(self) -> nn.Module:
+        return self
 
 
 @every_rule
