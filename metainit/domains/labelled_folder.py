@@ -110,8 +110,7 @@ def _class_folder(folder: Path, rules: FolderRules, unusable: Unusable) -> Itera
                 str(same[0]),
                 DataError(
                     f"{same[0]}: there is no mask beside this image; expected {stem}{MASK}.png, or "
-                    f"{stem}.png "
-                    "beside an image of another type"
+                    f"{stem}.png beside an image of another type"
                 ),
             )
             continue

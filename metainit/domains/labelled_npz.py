@@ -24,10 +24,9 @@ class ArrayNames(Record):
     `array`: images ``(n, h, w)`` or ``(n, h, w, channels)``. `label_array`: label maps ``(n, h, w)``, 0 is
     the background; with `class_array`, the number of each image's class ``(n,)``, they are masks of that
     class (or, where they have several numbers, each pair of class and number is a class).
-    `label_names_array` and
-    `class_names_array` name the numbers; both start with number 0. `split_array`: 0 where an image is for
-    training. `group_array`: what must not be torn apart. `train_classes_array` and `test_classes_array`:
-    numbers of classes.
+    `label_names_array` and `class_names_array` name the numbers; both start with number 0. `split_array`: 0
+    where an image is for training. `group_array`: what must not be torn apart. `train_classes_array` and
+    `test_classes_array`: numbers of classes.
     """
 
     array: str = "x"
@@ -124,9 +123,9 @@ def read_strokes(
         generator = generator_of("strokes", i)
         # A few to draw from are enough, and cheaper than all.
         some = others[:: max(1, len(others) // 97)]
-        pixels, mask = on_clutter(ink[i], [ink[j] for j in some], height, width, channels, generator)
         where = f"{path.name}[{i}]"
-        if not mask.any():
+        pixels, mask = on_clutter(ink[i], [ink[j] for j in some], height, width, channels, generator)
+        if not ink[i].any():
             unusable(where, DataError(f"{path}: {names.array}[{i}] has no ink"))
             continue
         own = int(of_image[i])

@@ -76,9 +76,8 @@ def check_size(path: Path, max_pixels: int) -> None:
         return  # whoever reads it says what is wrong
     if width * height > max_pixels:
         raise DataError(
-            f"{path}: has {height} x {width} pixels, expected at most {max_pixels} in all: make it "
-            f"smaller, cut "
-            "it into tiles, or raise max_pixels"
+            f"{path}: has {height} x {width} pixels, expected at most {max_pixels} in all: make it smaller, "
+            "cut it into tiles, or raise max_pixels"
         )
 
 
@@ -104,8 +103,8 @@ def read_labels(path: Path, max_pixels: int) -> Labels:
         if not (colours == colours[..., :1]).all():
             raise DataError(
                 f"{path}: is a picture in {values.shape[-1]} channels that differ, expected a mask: one "
-                f"channel "
-                "of grey values or bits, or a palette; save the numbers of the classes and not their colours"
+                "channel of grey values or bits, or a palette; save the numbers of the classes and not "
+                "their colours"
             )
         values = colours[..., 0]
     if bits:
@@ -168,9 +167,8 @@ def masks_of(labels: Labels, names: Mapping[int, str] | None, ignore: int, name:
     if strange := [v for v in found if v < 0 or v not in known]:
         classes = "0 and more" if names is None else f"0 to {max(names, default=0)}"
         raise DataError(
-            f"{name}: has labels {strange[:5]}, expected classes {classes}, or {ignore} where the class "
-            f"is not "
-            "known (ignore)"
+            f"{name}: has labels {strange[:5]}, expected classes {classes}, or {ignore} where the class is "
+            "not known (ignore)"
         )
     unknown = labels == ignore
     masks = {}

@@ -107,7 +107,7 @@ def coco_mask(segmentation: Any, height: int, width: int) -> Mask:
         DataError: it has none of the forms, or does not fit the size of the image.
 
     Example:
-        >>> coco_mask({'counts': [1, 2, 3], 'size': [2, 3]}, 2, 3).sum()
+        >>> int(coco_mask({'counts': [1, 2, 3], 'size': [2, 3]}, 2, 3).sum())
         2
     """
     if isinstance(segmentation, list):

@@ -118,8 +118,7 @@ class SegmentationDomain:
     Shapes of a batch of T tasks: support and query ``images (T, n, channels, height, width)`` float32 in [0,
     1] and ``labels (T, n, height, width)`` int64, 0 for the background, 1 to `ways` for the classes of the
     task, 255 where nobody knows; shared is empty. A network maps images ``(n, channels, height, width)`` to
-    logits
-    ``(n, ways + 1, height, width)``.
+    logits ``(n, ways + 1, height, width)``.
 
     Raises:
         DataError: the data cannot be used; the text names the file or class and the way out.
@@ -128,8 +127,8 @@ class SegmentationDomain:
         Hendryx et al. 2019, Meta-Learning Initializations for Image Segmentation, arXiv:1912.06290.
 
     Example:
-        >>> domain = SegmentationDomain(SegmentationConfig(source='synthesised', height=16, width=16,
-        shots=2)) >>> batch = domain.tasks(seed=0, index=0, count=3)
+        >>> config = SegmentationConfig(source='synthesised', height=16, width=16, shots=2)
+        >>> batch = SegmentationDomain(config).tasks(seed=0, index=0, count=3)
         >>> batch.support['images'].shape, batch.query['labels'].shape
         (torch.Size([3, 2, 3, 16, 16]), torch.Size([3, 5, 16, 16]))
     """
@@ -160,9 +159,8 @@ class SegmentationDomain:
             for part, members in self._members.items():
                 if 0 < len(members) < config.ways:
                     raise DataError(
-                        f"the split {part!r} has {len(members)} classes, a task needs "
-                        f"ways={config.ways}: give more "
-                        "classes, or set split to images"
+                        f"the split {part!r} has {len(members)} classes, a task needs ways={config.ways}: "
+                        "give more classes, or set split to images"
                     )
             if not any(self._members.values()):
                 raise DataError("no class is left in any split; see unusable, shots and queries")
@@ -236,15 +234,14 @@ class SegmentationDomain:
             *images.shape[:2], *images.shape[3:]
         ):  # fmt: skip
             raise DataError(
-                f"expected images (tasks, n, {self.config.channels}, height, width) and labels (tasks, "
-                f"n, height, "
-                f"width), got {tuple(images.shape)} and {tuple(labels.shape)}"
+                f"expected images (tasks, n, {self.config.channels}, height, width) and labels (tasks, n, "
+                f"height, width), got {tuple(images.shape)} and {tuple(labels.shape)}"
             )
         strange = labels[(labels != IGNORE) & ((labels < 0) | (labels > self.config.ways))]
         if strange.numel():
             raise DataError(
-                f"labels hold {int(strange[0])}, expected 0 to {self.config.ways}, or {IGNORE} where "
-                f"not known"
+                f"labels hold {int(strange[0])}, expected 0 to {self.config.ways}, or {IGNORE} where not "
+                "known"
             )
         names = tuple(ids) if ids is not None else tuple(f"measured-{i}" for i in range(len(images)))
         query = {"images": images if queries is None else queries}
@@ -296,9 +293,8 @@ class SegmentationDomain:
         config, rules = self.config, self.config.split_rules
         if config.data is None:
             raise DataError(
-                "no labelled images: set data to a folder of images and masks, a COCO file or an npz "
-                "file, or set "
-                "source to synthesised"
+                "no labelled images: set data to a folder of images and masks, a COCO file or an npz file, "
+                "or set source to synthesised"
             )
         path = config.data.expanduser()
         if config.source == "strokes" or path.suffix == ".npz":

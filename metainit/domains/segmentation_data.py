@@ -141,8 +141,8 @@ def split(collection: Collection, rules: SplitRules, unusable: Unusable) -> dict
                 f"{own} ({part})",
                 DataError(
                     f"class {own!r} has {len(numbers)} usable images for {part}, expected at least "
-                    f"{rules.least}, "
-                    "those of the support and of the query of one task: give more, or lower shots and queries"
+                    f"{rules.least}, those of the support and of the query of one task: give more, or lower "
+                    "shots and queries"
                 ),
             )
         kept[part] = enough
@@ -206,9 +206,8 @@ def _by_parts(collection: Collection, names: Sequence[str]) -> tuple[tuple[str, 
         sides[own].add(bool(collection.parts[image]))
     if torn := [own for own in names if len(sides[own]) > 1]:
         raise DataError(
-            f"classes {torn[:5]} have images on both sides of the split array; set split to images, or "
-            f"name the "
-            "classes of each split"
+            f"classes {torn[:5]} have images on both sides of the split array; set split to images, or name "
+            "the classes of each split"
         )
     train = tuple(own for own in names if not any(sides[own]))
     return train, _without(names, train)

@@ -39,7 +39,7 @@ def on_clutter(
     Example:
         >>> cross = np.eye(8, dtype=np.float32)
         >>> image, mask = on_clutter(cross, [], 32, 32, 3, torch.Generator().manual_seed(0))
-        >>> image.shape, mask.sum() > 8
+        >>> image.shape, bool(mask.sum() > 8)
         ((32, 32, 3), True)
     """
     ground = _ground(height, width, channels, generator)
@@ -60,7 +60,8 @@ def _placed(glyph: Array, height: int, width: int, generator: Generator) -> npt.
     side = round(min(height, width) * number(generator, 0.5, 0.9))
     top, left = whole(generator, 0, height - side), whole(generator, 0, width - side)
     cover = np.zeros((height, width, 1), dtype=np.float32)
-    cover[top : top + side, left : left + side] = resized(glyph[..., None], side, side)
+    drawn = resized(glyph[..., None], side, side)
+    cover[top : top + side, left : left + side] = drawn / max(float(drawn.max()), 1e-6)
     # A steeper edge, so that pen and mask have the same width at every size.
     return np.asarray(np.clip(3 * cover - 0.9, 0, 1), dtype=np.float32)
 
