@@ -84,6 +84,9 @@ def fit(
     device: Annotated[str, typer.Option(help="cpu or cuda; on a GPU many files are fitted at once")] = "cpu",
     domain: Annotated[str | None, typer.Option(help="what the files are; the card's unless given")] = None,
     truth: Annotated[Path | None, typer.Option(help="folder of masks to judge segmentations by")] = None,
+    native: Annotated[
+        bool, typer.Option("--native", help="segment at the images' own resolution, in tiles")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit to a file or a folder, as the start's domain does; what is finished is skipped next time."""
@@ -122,6 +125,7 @@ def fit(
             device,
             truth,
             domain,
+            native,
         )
         bar.update(line, total=report["files"], completed=report["files"])
     if as_json:
@@ -137,6 +141,8 @@ def _summarize(report: dict[str, Any], out: Path) -> None:
         typer.echo(f"{name}: {_in_words(metrics)}")
     for name, reason in report["failed"].items():
         typer.secho(f"failed: {name}: {reason}", err=True, fg=typer.colors.RED)
+    if report.get("label_next"):
+        typer.echo(f"worth labelling next: {report['label_next']}")
     typer.echo(f"{len(report['fitted'])} of {report['files']} fitted, written to {out}")
 
 

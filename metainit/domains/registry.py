@@ -29,12 +29,10 @@ def _signals() -> Fit:
 
 
 def _masks() -> Fit:
-    """Return what marks a class in files, after some in which it is marked.
+    """Return the fit that marks a class in files, after some in which it is marked."""
+    from metainit.fitting.masks import fit_masks
 
-    Raises:
-        RecipeError: always, as yet.
-    """
-    raise RecipeError("files cannot be segmented from the command line yet: use metainit.load(...).adapt")
+    return fit_masks
 
 
 @dataclass(frozen=True)

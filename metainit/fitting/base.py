@@ -41,6 +41,8 @@ class Request:
         progress: told about each file.
         device: where to compute.
         truth: a folder with the truth of what is fitted, to be judged by; not every kind of fit has one.
+        native: images keep their pixels, also where they are larger than those of the start's domain; signals
+            always do.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class Request:
     progress: Progress | None = None
     device: str | torch.device = "cpu"
     truth: Path | None = None
+    native: bool = False
 
     def tell(self, number: int, name: str, metrics: Mapping[str, float]) -> None:
         """Pass on how far the fit is."""
@@ -140,6 +143,7 @@ def fit_all(
     device: str | torch.device = "cpu",
     truth: Path | None = None,
     domain: str | None = None,
+    native: bool = False,
 ) -> dict[str, Any]:
     """Fit a user's files and write the results and a report; what was finished before is skipped.
 
@@ -158,6 +162,7 @@ def fit_all(
         device: see `Request`.
         truth: see `Request`.
         domain: the domain's name; the card's unless given.
+        native: see `Request`.
 
     Raises:
         DataError: there is nothing to fit, or it cannot be used.
@@ -169,7 +174,7 @@ def fit_all(
     if name not in DOMAINS:
         raise RecipeError(f"no domain is called {name!r}; {suggestion(name, DOMAINS)}")
     fit = DOMAINS[name].fit()
-    return fit(Request(path, start, out, steps, routine, network, seed, progress, device, truth))
+    return fit(Request(path, start, out, steps, routine, network, seed, progress, device, truth, native))
 
 
 def write_report(report: Mapping[str, Any], path: Path) -> None:
