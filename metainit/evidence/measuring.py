@@ -65,7 +65,7 @@ class Measured:
                 rendered = domain.render(function(weights), query, task.shared)
             images.append(domain.picture(rendered, query))
             value = domain.metrics(rendered, query, [domain.metric])[domain.metric]
-            texts.append(scale_of(domain.metric).text(value, fewer=1))
+            texts.append(scale_of(domain.metric).caption(domain.metric, value))
         return images, texts
 
 

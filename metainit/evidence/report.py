@@ -104,7 +104,10 @@ def plot_reconstructions(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.6 * (len(steps) + 1) + 0.4, 1.95 * len(rows)), layout="constrained")
+    aspect = target.shape[1] / target.shape[0]
+    width = 1.6 * max(1.0, aspect**0.5)
+    size = (width * (len(steps) + 1) + 0.4, (width / aspect + 0.35) * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(rows), len(steps) + 1, squeeze=False)
     for line, (name, images) in zip(grid, rows.items(), strict=True):
         titles = ["target", *(f"{s} step{'' if s == 1 else 's'}" for s in steps)]

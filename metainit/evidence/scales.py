@@ -28,6 +28,15 @@ class Scale:
         number = f"{value:{sign}.{self.digits - fewer}f}"
         return f"{number} {self.unit}" if unit and self.unit else number
 
+    def caption(self, metric: str, value: float) -> str:
+        """Return a value to stand below a picture: with its unit, or else with the metric's name.
+
+        Example:
+            >>> scale_of('psnr').caption('psnr', 24.756), scale_of('iou').caption('iou', 0.61234)
+            ('24.8 dB', 'iou 0.61')
+        """
+        return self.text(value, fewer=1) if self.unit else f"{metric} {self.text(value, fewer=1)}"
+
     def named(self, metric: str) -> str:
         """Return the metric's name for an axis, with its unit."""
         return f"{metric} ({self.unit})" if self.unit else metric
