@@ -61,7 +61,8 @@ def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_is_valid_and_reads_itself_back(name: str) -> None:
-    settings = ["domain.data=/data/x"] if name.startswith(("image-folder", "ct-slices")) else []
+    needs_data = ("image-folder", "ct-slices", "seg-folder", "seg-clothes", "seg-cells")
+    settings = ["domain.data=/data/x"] if name.startswith(needs_data) else []
     recipe = load_recipe(name, settings)
     assert recipe.name == name
     assert read_recipe(recipe.dump()) == recipe

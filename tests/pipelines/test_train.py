@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from metainit import checkpoint
 from metainit.errors import CheckpointError, DataError, DivergenceError, RecipeError
 from pipelines.folder import CHECKPOINT, LAST_GOOD, SCRATCH, recorded
 from pipelines.preparation import prepare
-from pipelines.recipe import Recipe, load_recipe
+from pipelines.recipe import Recipe, load_recipe, recipe_names
 from pipelines.tracking import ListSink
 from pipelines.train import train
 from pipelines.world import share
@@ -67,15 +67,41 @@ def content_of_run(recipe: Recipe, folder: Path) -> bytes:
     return train(recipe, folder, sink=ListSink()).checkpoint.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["image-photos-debug", CT, "image-folder-debug", "ct-slices-debug"])
-def test_debug_recipes_end_in_seconds(name: str, tmp_path: Path, images: Path) -> None:
+def labelled(file: Path, **names: Any) -> None:
+    """Write an npz file with label maps of six classes."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 7, (40, 16, 16), dtype=np.uint8)
+    np.savez(file, x=rng.integers(0, 255, (40, 16, 16, 3), dtype=np.uint8), **{
+        name: labels if isinstance(value, str) else np.asarray(value) for name, value in names.items()
+    })  # fmt: skip
+
+
+SEVEN = [f"class {n}" for n in range(7)]
+DATA: dict[str, Callable[[Path], Any]] = {
+    "ct-slices-debug": lambda file: np.savez(
+        file, x=np.random.default_rng(0).random((12, 16, 16), dtype=np.float32)
+    ),
+    "image-folder-debug": lambda file: np.savez(
+        file, x=np.random.default_rng(0).random((20, 16, 16, 3), dtype=np.float32)
+    ),
+    "seg-folder-debug": lambda file: labelled(file, y="labels"),
+    "seg-clothes-debug": lambda file: labelled(
+        file, y="labels", class_names=SEVEN, fewshot_train_classes=[1, 2, 3, 4], fewshot_val_classes=[5, 6]
+    ),
+    "seg-cells-debug": lambda file: labelled(
+        file, mask="labels", mask_names=SEVEN, split=[0] * 30 + [1] * 10
+    ),
+}
+"""Recipes that need data -> what writes some into an npz file."""
+MORE = {"ct-slices-debug": ["domain.array=x"], "seg-folder-debug": ["domain.label_array=y"]}
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.endswith("-debug")])
+def test_debug_recipes_end_in_seconds(name: str, tmp_path: Path) -> None:
     settings = []
-    if name == "image-folder-debug":
-        settings = [f"domain.data={images}"]
-    if name == "ct-slices-debug":
-        file = tmp_path / "slices.npz"
-        np.savez(file, x=np.random.default_rng(0).random((12, 16, 16), dtype=np.float32))
-        settings = [f"domain.data={file}", "domain.array=x"]
+    if name in DATA:
+        DATA[name](tmp_path / "data.npz")
+        settings = [f"domain.data={tmp_path / 'data.npz'}", *MORE.get(name, [])]
     sink, seen = ListSink(), []
     recipe = load_recipe(name, settings)
     result = train(recipe, tmp_path / "run", sink=sink, progress=lambda *news: seen.append(news))
@@ -89,8 +115,9 @@ def test_debug_recipes_end_in_seconds(name: str, tmp_path: Path, images: Path) -
     assert bool(stored.step_sizes) == learned
     assert set(stored.weights) == set(prepare(recipe).network.state_dict())
     assert [step for step, metrics in sink.metrics if "loss" in metrics] == list(range(1, 13))
-    assert [step for step, metrics in sink.metrics if "validation_psnr" in metrics] == [6, 12]
-    assert {"loss", "validation_psnr", "validation_ssim"} <= result.metrics.keys()
+    headline = f"validation_{prepare(recipe).domain.metric}"
+    assert [step for step, metrics in sink.metrics if headline in metrics] == [6, 12]
+    assert {"loss", headline} <= result.metrics.keys()
     assert [news[0] for news in seen] == list(range(1, 13)) and seen[-1][3] == 0
     assert len(list((tmp_path / "run" / SCRATCH).glob("*.safetensors"))) == 2
 
