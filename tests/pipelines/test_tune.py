@@ -211,6 +211,20 @@ class TestSearch:
         with pytest.raises(SourceError, match="names no routine, which a search needs"):
             setup_of(blob_start(tmp_path, routine=False), SEARCH)
 
+    def test_of_a_segmentation_prior_searches_augmentation_and_weight_decay(self, tmp_path: Path) -> None:
+        network = Spec(name="unet", arguments={"in_channels": 1, "classes": 2, "width": 4, "depth": 2})
+        size = {"source": "synthesised", "height": 16, "width": 16, "channels": 1, "shots": 2, "queries": 1}
+        domain = Spec(name="segmentation", arguments={**size, "held_out": 2})
+        routine = AdaptationRoutine(steps=1, step_size=1e-4, minibatch=1)
+        path = write_prior(
+            tmp_path / "seg.safetensors", weights_of(build(network)), routine, network, domain=domain
+        )
+        config = SearchConfig(trials=3, tasks=2, max_steps=3, patience=3, sampler="tpe", optimizer="adam")
+        found = search(setup_of(path, config), tmp_path / "trials", on_ray=False)
+        assert found.metric == "iou" and set(found.space) == {"step_size", "augmentation", "weight_decay"}
+        assert found.trials[0].point["step_size"] == pytest.approx(1e-4)
+        assert found.best.outcome.score >= 0 and found.routine.minibatch == 1
+
     @pytest.mark.ray
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray.*")

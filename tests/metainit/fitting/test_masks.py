@@ -28,6 +28,7 @@ from metainit.fitting.segmenter import Segmenter, depends_on_the_batch, support_
 from metainit.initialization import Initialization, load
 from metainit.networks import build, function_of
 from tests.metainit.evidence.toys import write_prior
+from tests.metainit.test_commands import status_of
 
 TILE = 16
 NETWORK = Spec(name="unet", arguments={"in_channels": 1, "classes": 2, "width": 6, "depth": 2})
@@ -371,3 +372,17 @@ def test_the_reports_overlap_is_the_domains(tmp_path: Path) -> None:
     truth = torch.from_numpy(skimage.io.imread(root / "truth" / "b0.png") > 0).long()
     found = torch.stack([~mask, mask]).float()[None]
     assert report["fitted"]["b0"]["iou"] == pytest.approx(iou(found, truth[None]), abs=1e-4)
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = archive(tmp_path / "in")
+    (root / "truth").rename(tmp_path / "truth")
+    network = json.dumps(NETWORK.model_dump(mode="json"))
+    options = ["--domain", "segmentation", "--network", network, "--step-size", "0.02", "--steps", "3"]
+    arguments = ["fit", root, "--init", "kaiming", "-o", tmp_path / "out", "--truth", tmp_path / "truth"]
+    assert status_of([*arguments, *options, "--native"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("b0: iou ") and said[-2].startswith("worth labelling next: b")
+    assert said[-1] == f"2 of 2 fitted, written to {tmp_path / 'out'}"
+    assert status_of([*arguments, *options[2:]]) == 1
+    assert "signals are their own" in capsys.readouterr().err
