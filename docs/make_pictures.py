@@ -1,8 +1,8 @@
 """Make the pictures of the README and the user guide: `python docs/make_pictures.py`.
 
-Trains the recipe `image-photos` in this process, measures it beside its controls, and draws. Everything that
-is shown comes from photographs that ship with scikit-image and scikit-learn. A run that was interrupted goes
-on where it stopped; one that has finished is only measured and drawn again.
+Trains the recipe `image-photos` in this process, measures it beside its controls, and draws. Everything
+that is shown is synthesised, or comes from photographs that ship with scikit-image and scikit-learn. A run
+that was interrupted goes on where it stopped; one that has finished is only measured and drawn again.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from pathlib import Path
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from metainit.card import Spec
 from metainit.checkpoint import write_atomically
 from metainit.domains.registry import build_domain
+from metainit.domains.segmentation import SegmentationConfig, SegmentationDomain
+from metainit.domains.structures import KINDS
 from metainit.evidence.curves import Bench, Start, best_routines, weights_of
 from metainit.evidence.measuring import Measured, held_out
 from metainit.initialization import Prior, from_file, load
@@ -35,6 +38,7 @@ MARK = "<!-- evidence.txt -->"
 KNOWN_SHARE = 0.3
 MASKED_STEPS = (0, 1, 2)
 MASKED_TASK = 5
+SYNTHESISED_SIDE = 80
 SHOWN_STARTS = ("default", "kaiming", "orthogonal", "siren", "siren_scaled", "lsuv")
 
 
@@ -43,8 +47,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("build/pictures"), help="folder of the training run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
-    parser.add_argument("--only", choices=("evidence", "masked", "starts"), help="draw only these")
+    parser.add_argument(
+        "--only", choices=("evidence", "masked", "starts", "synthesis"), help="draw only these"
+    )
     arguments = parser.parse_args()
+    if arguments.only in (None, "synthesis"):
+        draw_synthesis()
+    if arguments.only == "synthesis":
+        return
     prepared = prepare(load_recipe(RECIPE, arguments.settings))
     checkpoint = train(
         prepared.recipe, arguments.run, sink=ListSink(), prepared=prepared, progress=_tell
@@ -124,6 +134,29 @@ def draw_starts(prepared: Prepared, prior: Prior) -> None:
     for axes, (name, image) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
         _show(axes, image, name)
     figure.savefig(PICTURES / "starts.png", dpi=130, metadata={"Software": None})
+
+
+def draw_synthesis() -> None:
+    """Draw two synthesised tasks of each kind of structure, three images of each, plain and marked."""
+    figure = Figure(figsize=(9.6, 0.86 * len(KINDS)), layout="constrained")
+    grid = figure.subplots(len(KINDS), 2)
+    for line, kind in zip(grid, KINDS, strict=True):
+        config = SegmentationConfig(
+            source="synthesised", structures=(kind,), height=SYNTHESISED_SIDE, width=SYNTHESISED_SIDE,
+            shots=1, queries=3,
+        )  # fmt: skip
+        domain = SegmentationDomain(config)
+        for axes, task in zip(line, domain.tasks(0, 0, 2, "test"), strict=True):
+            query = {k: v[0] for k, v in task.query.items()}
+            plain = torch.cat(list(query["images"].permute(0, 2, 3, 1)), dim=1)
+            columns = zip(*(p.split(SYNTHESISED_SIDE, 1) for p in (plain, domain.target(query))), strict=True)
+            _show(axes, torch.cat([part for pair in columns for part in pair], dim=1), "")
+        line[0].set_ylabel(kind, fontsize=8)
+    figure.savefig(PICTURES / "synthesis.png", dpi=110, metadata={"Software": None})
+    # Noise does not compress: 256 colours are a quarter of the bytes, and look the same.
+    with Image.open(PICTURES / "synthesis.png") as picture:
+        small = picture.convert("RGB").quantize(256)
+    small.save(PICTURES / "synthesis.png", optimize=True)
 
 
 def _with(spec: Spec, **changes: object) -> Spec:

@@ -19,6 +19,9 @@ from metainit.card import AdaptationRoutine, Card
 from metainit.cli import app
 from metainit.domains.image import ImageConfig
 from metainit.domains.registry import DOMAINS
+from metainit.domains.segmentation import SegmentationConfig
+from metainit.domains.structures import KINDS
+from metainit.evidence.overlap import OVERLAP_METRICS
 from metainit.initializers import INITIALIZERS
 from metainit.meta.outer import AlgorithmConfig, OuterConfig
 from metainit.meta.registry import PAPERS, RULES
@@ -200,12 +203,28 @@ def rows(page: str) -> str:
         ("meta-learning.md", AlgorithmConfig.model_fields),
         ("meta-learning.md", OuterConfig.model_fields),
         ("images.md", ImageConfig.model_fields.keys() - {"folder", "npz"}),
+        ("segmentation.md", SegmentationConfig.model_fields),
+        ("segmentation.md", OVERLAP_METRICS),
+        ("segmentation.md", KINDS),
         ("checkpoints.md", Card.model_fields),
         ("index.md", NETWORKS),
         ("index.md", DOMAINS),
         ("index.md", recipe_names()),
     ],
-    ids=["sources", "rules", "algorithm", "outer", "image", "card", "networks", "domains", "recipes"],
+    ids=[
+        "sources",
+        "rules",
+        "algorithm",
+        "outer",
+        "image",
+        "segmentation",
+        "metrics",
+        "structures",
+        "card",
+        "networks",
+        "domains",
+        "recipes",
+    ],
 )
 def test_the_table_names_everything(page: str, names: Any) -> None:
     assert sorted(n for n in names if f"`{n}`" not in rows(page)) == []

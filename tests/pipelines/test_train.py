@@ -71,9 +71,8 @@ def labelled(file: Path, **names: Any) -> None:
     """Write an npz file with label maps of six classes."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 7, (40, 16, 16), dtype=np.uint8)
-    np.savez(file, x=rng.integers(0, 255, (40, 16, 16, 3), dtype=np.uint8), **{
-        name: labels if isinstance(value, str) else np.asarray(value) for name, value in names.items()
-    })  # fmt: skip
+    arrays: dict[str, Any] = {k: labels if isinstance(v, str) else np.asarray(v) for k, v in names.items()}
+    np.savez(file, x=rng.integers(0, 255, (40, 16, 16, 3), dtype=np.uint8), **arrays)
 
 
 SEVEN = [f"class {n}" for n in range(7)]
