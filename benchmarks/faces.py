@@ -50,11 +50,13 @@ SOME, SOME_STEPS = 1024, 3400
 """Pixels of each image in the first outer steps, and how many those are; the others use all pixels."""
 SEEDS = (0, 1, 2)
 FEW = (0, 1, 2)
+NATIVE_CONTROLS = ("siren_scaled", "mean_signal")
+"""The best ordinary start and the best control of all at 64x64."""
 MANY = (5, 10, 25, 50)
 DEEP = (0, 1, 2, 5, 10, 25, 50, 100, 200, 500, 1000, 2000)
-DEEP_TASKS = 3
+DEEP_TASKS = 2
 DEEP_RATES = (1e-4 * GRID_RATIO, 1e-3, 1e-3 * GRID_RATIO)
-MAX_RATES = 7
+MAX_RATES = 4
 ENCODER_STEPS = 2000
 """Of the STRAINER-like start: about as much CPU time as the prior's training."""
 
@@ -190,7 +192,7 @@ def native(cells: Cells) -> None:
         cells.cell(
             f"native/prior/{seed}", lambda s=seed: _values(bench, prior_start(s, network), tuning, test, FEW)
         )
-        for start in signal_controls(network, faces, None, seed, ("siren", "siren_scaled", "mean_signal")):
+        for start in signal_controls(network, faces, None, seed, NATIVE_CONTROLS):
             cells.cell(f"native/{start.name}/{seed}", lambda s=start: _values(bench, s, tuning, test, FEW))
 
 
@@ -231,7 +233,7 @@ def table(cells: Cells) -> None:
     for key in [k for k in v if k.startswith("native/prior")][:1]:
         side = np.array([v[f"native/prior/{s}"]["psnr"] for s in SEEDS])
         print("native 96x96 prior: ", [_cell(side[:, :, i]) for i in range(3)], key)
-        for name in ("siren", "siren_scaled", "mean_signal"):
+        for name in NATIVE_CONTROLS:
             other = np.array([v[f"native/{name}/{s}"]["psnr"] for s in SEEDS])
             print("native 96x96", name, [_cell(other[:, :, i]) for i in range(3)])
     print("| start | " + " | ".join(map(str, DEEP)) + " |")
