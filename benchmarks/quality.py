@@ -36,12 +36,12 @@ TRIAL_SECONDS = 30.0
 WATCH_SECONDS = 20.0
 # Six settings a side, and two more a side where the best of them lay on the edge.
 PEER_GRID = (*itertools.product((0.01, 0.03, 0.1), (1e-4, 3e-4)), (0.003, 3e-4), (0.01, 1e-3))
-OUR_GRID = (*itertools.product((0.01, 0.02, 0.04), (1e-4, 2e-4)), (0.02, 4e-4), (0.04, 4e-4))
+OUR_GRID = (*itertools.product((0.005, 0.01, 0.02), (2e-4, 4e-4)), (0.01, 1e-4), (0.01, 8e-4))
 META_BATCH = 3
-OUR_META_BATCH = 1
+OUR_META_BATCH = 2
 POINTS = 1024
-OUR_STEPS, OUR_TRIAL_STEPS = (900, 80), (190, 14)
-"""Outer steps on some of the pixels, and then on all: chosen to last 150 and 30 CPU seconds."""
+OUR_STEPS, OUR_TRIAL_STEPS = (600, 56), (90, 8)
+"""Outer steps on some of the pixels, and then on all: chosen to last 200 and 30 CPU seconds."""
 
 
 def faces(points: int | None = None) -> ImageDomain:
