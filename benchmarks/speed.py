@@ -40,6 +40,7 @@ REST_SECONDS, TURN_SECONDS, CELL_SECONDS = 0.3, 0.3, 25.0
 MIN_ROUNDS = 3
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 REFERENCE = "learn2learn"
+OURS = ("metainit", "metainit, compiled")
 
 
 def case_of(rule: str, network: str, tasks: int, side: int, dtype: torch.dtype, device: str) -> Case:
@@ -176,9 +177,9 @@ def measure(network: str, rule: str, tasks: int, rounds: int, side: int, device:
     }
 
 
-def ratio(cell: Mapping[str, Any], other: str, key: str = "seconds") -> tuple[float, float, float]:
+def ratio(cell: Mapping[str, Any], other: str, own: str) -> tuple[float, float, float]:
     """Return how many times as long another takes as ours: the median over rounds, and its interval."""
-    theirs, mine = (np.asarray(cell["contenders"][name][key]) for name in (other, "metainit"))
+    theirs, mine = (np.asarray(cell["contenders"][name]["seconds"]) for name in (other, own))
     drawn = np.random.default_rng(0).integers(len(mine), size=(10_000, len(mine)))
     resampled = np.median((theirs / mine)[drawn], axis=1)
     low, high = np.quantile(resampled, [0.025, 0.975])
@@ -187,7 +188,7 @@ def ratio(cell: Mapping[str, Any], other: str, key: str = "seconds") -> tuple[fl
 
 def best_peer(cell: Mapping[str, Any]) -> str:
     """Return the fastest contender but ours."""
-    peers = [name for name in cell["contenders"] if name != "metainit"]
+    peers = [name for name in cell["contenders"] if name not in OURS]
     return min(peers, key=lambda name: statistics.median(cell["contenders"][name]["seconds"]))
 
 
@@ -196,34 +197,36 @@ def row(name: str, cell: Any) -> str:
     _, network, rule, batch = name.split("/")
     names = list(contenders())
     if isinstance(cell, str):
-        return f"| {network} {rule} {batch} | {cell} |" + " |" * (len(names) + 3)
+        return f"| {network} {rule} {batch} | {cell} |" + " |" * (len(names) + 6)
     speeds = []
     for contender in names:
         found = cell["contenders"].get(contender)
         times = [cell["tasks"] / s for s in found["seconds"]] if found else []
         speeds.append(f"{statistics.median(times):.1f} ({min(times):.1f}-{max(times):.1f})" if times else "-")
-    share = flops_of(cell) / cell["peak_flops"]
-    ratios = [f"{v[0]:.2f} [{v[1]:.2f}, {v[2]:.2f}]" if v else "-" for v in (
-        ratio(cell, REFERENCE) if REFERENCE in cell["contenders"] else None,
-        ratio(cell, REFERENCE, "cpu_seconds") if REFERENCE in cell["contenders"] else None,
-        ratio(cell, best_peer(cell)),
-    )]  # fmt: skip
-    compiled = f"{cell['contenders']['JAX']['set_up_seconds']:.1f} s" if "JAX" in cell["contenders"] else "-"
-    cells = [f"{network} {rule} {batch}", *speeds, f"{share:.0%}", *ratios, best_peer(cell), compiled]
+    shares = " / ".join(f"{flops_of(cell, own) / cell['peak_flops']:.0%}" for own in OURS)
+    ratios = [
+        "{:.2f} [{:.2f}, {:.2f}]".format(*ratio(cell, other, own)) if other in cell["contenders"] else "-"
+        for other in (REFERENCE, best_peer(cell))
+        for own in OURS
+    ]
+    took = {name: f"{found['set_up_seconds']:.1f} s" for name, found in cell["contenders"].items()}
+    set_up = " / ".join(took.get(name, "-") for name in ("metainit, compiled", "JAX"))
+    cells = [f"{network} {rule} {batch}", *speeds, shares, *ratios, best_peer(cell), set_up]
     return f"| {' | '.join(cells)} |"
 
 
-def flops_of(cell: Mapping[str, Any]) -> float:
+def flops_of(cell: Mapping[str, Any], own: str) -> float:
     """Return our nominal floating-point operations a second."""
     return float(
-        cell["tasks"] * cell["flops_per_task"] / statistics.median(cell["contenders"]["metainit"]["seconds"])
+        cell["tasks"] * cell["flops_per_task"] / statistics.median(cell["contenders"][own]["seconds"])
     )
 
 
 def table(values: Mapping[str, Any]) -> str:
     """Return the results as a table: tasks a second, median (range); ratios with their intervals."""
-    titles = ["network, rule, meta-batch", *contenders(), "metainit: share of peak", "learn2learn / metainit",
-              "the same in CPU time", "best peer / metainit", "best peer", "JAX compiles in"]  # fmt: skip
+    titles = ["network, rule, meta-batch", *contenders(), "share of peak: metainit / compiled",
+              *(f"{other} / {own}" for other in (REFERENCE, "best peer") for own in OURS),
+              "best peer", "compilation: metainit / JAX"]  # fmt: skip
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     return "\n".join([*lines, *(row(name, cell) for name, cell in values.items())])
 

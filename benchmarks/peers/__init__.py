@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metainit.domains.base import Domain, TaskBatch
+from metainit.meta.compiled import CompiledRule
 from metainit.meta.engine import choose, meta_gradient, task_threads
 from metainit.meta.registry import RULES
 from metainit.meta.state import InnerSteps, MetaParameters, Rule
@@ -80,6 +81,19 @@ def ours(case: Case) -> Iterator[Compute]:
     yield compute
 
 
+@contextmanager
+def ours_compiled(case: Case) -> Iterator[Compute]:
+    """Yield the default engine with a compiled rule; setting it up is the compilation."""
+    rule = CompiledRule(RULES[case.rule, ORDERS[case.rule]])
+    function, meta = function_of(case.network), MetaParameters(case.weights, {})
+
+    def compute() -> Gradient:
+        return meta_gradient(rule, case.domain, function, meta, case.batch, case.inner).weights
+
+    compute()
+    yield compute
+
+
 def contenders() -> Mapping[str, tuple[Contender, tuple[str, ...]]]:
     """Return the contenders by name, and the rules that each one has; ours is the first."""
     from benchmarks.peers import jax_peer, torch_peers
@@ -88,6 +102,7 @@ def contenders() -> Mapping[str, tuple[Contender, tuple[str, ...]]]:
     return MappingProxyType(
         {
             "metainit": (ours, every),
+            "metainit, compiled": (ours_compiled, every),
             "learn2learn": (torch_peers.learn2learn, both),
             "learn2learn, textbook": (torch_peers.learn2learn_on_textbook, both),
             "higher": (torch_peers.higher, both),

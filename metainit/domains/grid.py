@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,3 +32,34 @@ def pixel_grid(
     x = (2 * torch.arange(width, dtype=torch.float64, device=device) + 1) / width - 1
     grid = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)
     return grid.reshape(height * width, 2).to(dtype)
+
+
+def stratified_pixels(height: int, width: int, count: int, generator: torch.Generator) -> Tensor:
+    r"""Return about `count` different pixels, one drawn from each cell of a grid of equal cells.
+
+    The grid has :math:`r = \mathrm{round}\sqrt{nH/W}` rows and :math:`\lfloor n/r \rfloor` columns, so that
+    its cells are about square. A mean over such pixels varies far less than over as many independent ones:
+    what differs between neighbours is all that is left to chance.
+
+    Returns:
+        Indices into the rows of `pixel_grid`, ``(r * columns,)``: never more than `count`.
+
+    Source: Cook 1986, "Stochastic Sampling in Computer Graphics", section 3.2 (jittered sampling).
+
+    Example:
+        >>> chosen = stratified_pixels(4, 4, 4, torch.Generator().manual_seed(0))
+        >>> (chosen // 8).tolist()
+        [0, 0, 1, 1]
+    """
+    rows = min(height, count, max(1, round(math.sqrt(count * height / width))))
+    columns = min(width, count // rows)
+    y = _one_of_each(height, rows, (rows, columns), generator)
+    x = _one_of_each(width, columns, (columns, rows), generator).T
+    return (y * width + x).flatten()
+
+
+def _one_of_each(length: int, cells: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Return, for each cell along an axis, as many places in it as the other axis has cells."""
+    edges = torch.arange(cells + 1) * length // cells
+    first, size = edges[:-1, None], edges.diff()[:, None]
+    return first + (torch.rand(shape, generator=generator) * size).long()

@@ -17,7 +17,7 @@ from metainit.card import Record
 from metainit.domains import images as reading
 from metainit.domains import signal
 from metainit.domains.base import Predict, Split, TaskBatch, Tensors
-from metainit.domains.grid import pixel_grid
+from metainit.domains.grid import pixel_grid, stratified_pixels
 from metainit.domains.images import Array, NamedImage
 from metainit.domains.seeding import generator_of
 from metainit.errors import DataError
@@ -32,9 +32,10 @@ class ImageConfig(Record):
 
     Exactly one of `folder`, `npz` and `bundled` names the source (none where arrays are given in Python).
     `fit`: ``resize`` squashes, ``crop`` keeps the aspect ratio and cuts the centre out, ``random_crop``
-    cuts windows at random places of a pyramid of halved sizes. `points`: train on that many random pixels of
-    each image (None: all). `observed`: the share of pixels that the support shows; the query is the whole
-    image. `mask_array` (npz only): pixels that are 0 there are unknown, to support and query alike.
+    cuts windows at random places of a pyramid of halved sizes. `points`: train on about that many pixels of
+    each image, drawn anew for each batch and spread evenly (None: all). `observed`: the share of these that
+    the support shows; the query has all of them. `mask_array` (npz only): pixels that are 0 there are
+    unknown, to support and query alike.
     """
 
     folder: Path | None = None
@@ -148,18 +149,17 @@ class ImageDomain:
             seen = shown if known is None else known * shown
         grid = pixel_grid(config.height, config.width)
         if split == "train" and config.points is not None:
-            first, second = (
-                torch.randperm(len(grid), generator=generator)[: config.points] for _ in range(2)
-            )
+            # The same for support and query, as where all pixels are used.
+            chosen = stratified_pixels(config.height, config.width, config.points, generator)
         else:
-            first = second = torch.arange(len(grid))
-        support = {"values": values[:, first]}
-        query = {"values": values[:, second]}
+            chosen = torch.arange(len(grid))
+        support = {"values": values[:, chosen]}
+        query = {"values": values[:, chosen]}
         if seen is not None:
-            support["known"] = seen[:, first]
+            support["known"] = seen[:, chosen]
         if known is not None:
-            query["known"] = known[:, second]
-        shared = {"support_coordinates": grid[first], "query_coordinates": grid[second]}
+            query["known"] = known[:, chosen]
+        shared = {"support_coordinates": grid[chosen], "query_coordinates": grid[chosen]}
         return TaskBatch(support, query, shared, tuple(ids))
 
     def measured(

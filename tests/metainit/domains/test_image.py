@@ -112,12 +112,12 @@ class TestTasks:
         batch = domain([image] * 10, flip=False, points=30).tasks(0, 0, 2)
         for part, where in ((batch.support, "support_coordinates"), (batch.query, "query_coordinates")):
             torch.testing.assert_close(part["values"][0, :, :2], (batch.shared[where] + 1) / 2)
-        assert not torch.equal(batch.shared["support_coordinates"], batch.shared["query_coordinates"])
 
     def test_points_are_drawn_without_replacement_and_only_in_training(self) -> None:
         images = domain(points=48)
         coordinates = images.tasks(0, 0, 1).shared["support_coordinates"]
-        assert len({tuple(c) for c in coordinates.tolist()}) == 48
+        assert len({tuple(c) for c in coordinates.tolist()}) == len(coordinates) == 48
+        assert not torch.equal(coordinates, images.tasks(0, 1, 1).shared["support_coordinates"])
         assert len(images.tasks(0, 0, 1, "test").shared["support_coordinates"]) == 96
 
     def test_flips_only_in_training_and_half_of_the_time(self) -> None:
