@@ -31,6 +31,7 @@ RECORD = {
     "domain": None,
     "data_fingerprint": "x",
     "network": None,
+    "metric": "psnr",
     "steps": [0, 2],
     "task_ids": ["a", "b"],
     "seeds": [0],
