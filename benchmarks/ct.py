@@ -39,11 +39,11 @@ SEEDS = (0, 1, 2)
 VIEWS = (1, 2, 4, 8)
 STEPS = (1, 2, 4, 6, 8, 10, 20, 50, 100, 200)
 """What each start's number of steps is chosen from: the same budget for all."""
-ORDINARY = ("siren", "siren_scaled", "default", "lsuv")
+ORDINARY = ("siren", "siren_scaled", "default", "kaiming", "orthogonal", "lsuv")
 SCREENING, TUNING = 2, 6
 """Validation tasks: few for every start and step size, more for the best ones."""
 FINALISTS = 3
-GRIDS = {"sgd": (0.01, 0.1), "adam": (1e-4, 1e-4 * GRID_RATIO, 1e-3)}
+GRIDS = {"sgd": (0.1 / GRID_RATIO, 0.1), "adam": (1e-4, 1e-4 * GRID_RATIO, 1e-3)}
 MAX_EXTENSIONS = 5
 OWN = "own"
 """A prior's learned step sizes, the last one repeated."""

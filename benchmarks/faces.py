@@ -114,12 +114,12 @@ def measure(cells: Cells) -> None:
     scores = {}
     for start in controls(0):
         scores[start.name] = cells.cell(
-            f"validation/{start.name}", lambda s=start: _validation(bench, s, tuning[:3])
+            f"validation/{start.name}", lambda s=start: _validation(bench, s, tuning)
         )["psnr"]
     best = max(scores, key=lambda k: scores[k])
     for seed in SEEDS:
         start = next(s for s in controls(seed) if s.name == best)
-        cells.cell(f"many/{best}/{seed}", lambda s=start: _values(bench, s, tuning[:3], test, MANY))
+        cells.cell(f"many/{best}/{seed}", lambda s=start: _values(bench, s, tuning, test, MANY))
 
 
 def deep(cells: Cells) -> None:
