@@ -33,6 +33,8 @@ NETWORK = Spec(name="siren", arguments={"width": 256, "depth": 5, "out_features"
 SEEDS = (0, 1, 2)
 PEER_SECONDS = 600.0
 TRIAL_SECONDS = 30.0
+TIE = 0.1
+"""Decibels by which trials of one length hardly differ."""
 WATCH_SECONDS = 20.0
 # Six settings a side, and three more where the best of them lay on the edge.
 PEER_GRID = (*itertools.product((0.01, 0.03, 0.1), (1e-4, 3e-4)), (0.003, 3e-4), (0.01, 1e-3), (0.03, 1e-3))
@@ -164,9 +166,11 @@ def tune(cells: Cells) -> None:
 
 
 def best(cells: Cells, side: str) -> tuple[float, float]:
-    """Return the rates of a side's best trial."""
+    """Return the rates of a side's best trial; of trials that tie, the lowest outer rate, for longer runs."""
     trials = [v for k, v in cells.values.items() if k.startswith(f"tune/{side}/")]
-    chosen = max(trials, key=lambda t: t["curve"][-1][1])
+    reached = max(t["curve"][-1][1] for t in trials)
+    tied = [t for t in trials if t["curve"][-1][1] > reached - TIE]
+    chosen = min(tied, key=lambda t: (t["outer"], -t["curve"][-1][1]))
     return chosen["inner"], chosen["outer"]
 
 
