@@ -33,8 +33,8 @@ from metainit.networks import build
 
 NETWORK = Spec(name="siren", arguments={"width": 64, "depth": 5, "out_features": 1, "omega_first": 15.0})
 SMALL, SIDE = 32, 64
-SMALL_STEPS = {"phantoms": 1200, "chest": 800}
-LARGE_STEPS = {"phantoms": 160, "chest": 80}
+SMALL_STEPS = {"phantoms": 800, "chest": 800}
+LARGE_STEPS = {"phantoms": 80, "chest": 80}
 SEEDS = (0, 1, 2)
 VIEWS = (1, 2, 4, 8)
 STEPS = (1, 2, 4, 6, 8, 10, 20, 50, 100, 200)
