@@ -16,7 +16,7 @@ import metainit
 from metainit import checkpoint
 from metainit.card import AdaptationRoutine, Spec
 from metainit.domains.ct import CTConfig, CTDomain
-from metainit.domains.image import ImageDomain
+from metainit.domains.image import ImageConfig, ImageDomain
 from metainit.errors import DataError, MismatchError, RecipeError, SourceError
 from metainit.evidence.curves import Bench, Start, weights_of
 from metainit.evidence.measuring import Evidence, held_out, measure
@@ -24,7 +24,7 @@ from metainit.evidence.record import Comparison, Curve, EvidenceRecord, Headline
 from metainit.evidence.statistics import Values, bootstrap, paired_bootstrap
 from metainit.initialization import load
 from metainit.networks import build, fitted_spec
-from tests.metainit.evidence.toys import NETWORK, blob_domain, blob_prior, write_prior
+from tests.metainit.evidence.toys import BLOB_DOMAIN, NETWORK, blob_domain, blob_prior, blobs, write_prior
 
 STEPS = [0, 1, 2, 4]
 CONTROLS = ("kaiming", "siren", "shuffled")
@@ -216,6 +216,16 @@ def test_a_second_prior_is_a_source_and_the_first_learned_one_the_candidate(
 def test_a_start_that_learns_from_signals_gets_the_training_ones(domain: ImageDomain) -> None:
     found = measure(["strainer"], domain, [0, 1], network=NETWORK, controls=(), seeds=1, tuning_tasks=2)
     assert [c.source for c in found.record.curves] == ["strainer"]
+
+
+def test_computed_starts_see_whole_images_where_training_sees_some_of_their_pixels() -> None:
+    config = ImageConfig.model_validate({**BLOB_DOMAIN.arguments, "points": 16})
+    some = ImageDomain.from_arrays(blobs(30), config)
+    assert some.tasks(0, 0, 1).support["values"].shape[1] == 16
+    assert some.observation(4).shape == (4, len(some.example_inputs()), 1)
+    names = ["siren", "strainer"]
+    found = measure(names, some, [0, 1], network=NETWORK, controls=(), seeds=1, tuning_tasks=2)
+    assert [c.source for c in found.record.curves] == names
 
 
 def test_the_network_takes_its_outputs_from_the_domain() -> None:
