@@ -18,7 +18,7 @@ from metainit.domains.base import Domain
 from metainit.domains.seeding import seed_of
 from metainit.meta.engine import meta_gradient, task_threads
 from metainit.meta.outer import AlgorithmConfig, OuterConfig, OuterLoop, initial_meta_parameters, routine_of
-from metainit.meta.registry import PAPERS, rule_for
+from metainit.meta.registry import RULES, rule_for
 from metainit.meta.state import MetaParameters
 from metainit.networks import build, function_of
 
@@ -90,7 +90,7 @@ def train(
     card = Card(
         kind="prior",
         name=plan.name,
-        method=Method(name=plan.algorithm.rule, paper=PAPERS[plan.algorithm.rule]),
+        method=Method(name=plan.algorithm.rule, paper=RULES[plan.algorithm.rule].paper),
         network=plan.network,
         routine=routine_of(meta, algorithm, inner),
         provenance=Provenance(seeds=[seed]),
