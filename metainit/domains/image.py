@@ -74,7 +74,8 @@ class ImageDomain:
     """Images as tasks: support and query are pixels of one image.
 
     Shapes of a batch: support and query ``values (T, N, channels)`` and ``known (T, N, 1)``; shared
-    ``support_coordinates`` and ``query_coordinates`` ``(N, 2)``, from `metainit.domains.grid.pixel_grid`.
+    ``support_coordinates`` and ``query_coordinates`` ``(N, 2)``, from `metainit.domains.grid.pixel_grid`. The
+    crops of one image are one group.
 
     Raises:
         DataError: the source cannot be read, is empty, or leaves a split without images.
@@ -131,9 +132,9 @@ class ImageDomain:
         config = self.config
         generator = generator_of(seed, index, split)
         if split == "train":
-            pixels, known, ids = self._training_pixels(generator, count)
+            pixels, known, ids, origins = self._training_pixels(generator, count)
         else:
-            pixels, ids = self._enumerate(index * count, count, split)
+            pixels, ids, origins = self._enumerate(index * count, count, split)
             known = self._known_pixels(ids)
         values = pixels.flatten(1, 2)
         known = known if known is None else known.flatten(1, 2)
@@ -160,7 +161,7 @@ class ImageDomain:
         if known is not None:
             query["known"] = known[:, chosen]
         shared = {"support_coordinates": grid[chosen], "query_coordinates": grid[chosen]}
-        return TaskBatch(support, query, shared, tuple(ids))
+        return TaskBatch(support, query, shared, tuple(ids), tuple(origins))
 
     def measured(
         self, images: Tensor, known: Tensor | None = None, ids: Sequence[str] | None = None
@@ -246,7 +247,7 @@ class ImageDomain:
                 return pixels.mean(0)
             seen = known.reshape(*pixels.shape[:3], 1)
             return (pixels * seen).sum(0) / seen.sum(0).clamp(min=1)
-        pixels, _ = self._draw(generator_of("mean"), 256, "train")
+        pixels, *_ = self._draw(generator_of("mean"), 256, "train")
         return pixels.mean(0)
 
     def fingerprint(self) -> str:
@@ -301,27 +302,30 @@ class ImageDomain:
 
     def _training_pixels(
         self, generator: torch.Generator, count: int
-    ) -> tuple[Tensor, Tensor | None, list[str]]:
-        """Return random training images, which of their pixels are known, and their names."""
-        pixels, ids = self._draw(generator, count, "train")
+    ) -> tuple[Tensor, Tensor | None, list[str], list[str]]:
+        """Return random training images, which of their pixels are known, their names and origins."""
+        pixels, ids, origins = self._draw(generator, count, "train")
         known = self._known_pixels(ids)
         if self.config.flip:
             mirrored = (torch.rand(len(ids), generator=generator) < 0.5)[:, None, None, None]
             pixels = torch.where(mirrored, pixels.flip(2), pixels)
             known = known if known is None else torch.where(mirrored, known.flip(2), known)
-        return pixels, known, ids
+        return pixels, known, ids, origins
 
-    def _draw(self, generator: torch.Generator, count: int, split: Split) -> tuple[Tensor, list[str]]:
+    def _draw(
+        self, generator: torch.Generator, count: int, split: Split
+    ) -> tuple[Tensor, list[str], list[str]]:
+        """Return random images, their names, and the names of the images that they were cut from."""
         images = self._images[split]
         if not images:
             raise DataError(f"the split {split!r} has no images")
         chosen = torch.randint(len(images), (count,), generator=generator).tolist()
         names = [images[i].name for i in chosen]
         if self.config.fit != "random_crop":
-            return self._stacks[split][chosen], names
+            return self._stacks[split][chosen], names, names
         crops = [self._crop(generator, self._pyramids[split][i]) for i in chosen]
         pixels = torch.stack([crop for crop, _ in crops])
-        return pixels, [f"{name}@{place}" for name, (_, place) in zip(names, crops, strict=True)]
+        return pixels, [f"{name}@{place}" for name, (_, place) in zip(names, crops, strict=True)], names
 
     def _crop(self, generator: torch.Generator, levels: list[Tensor]) -> tuple[Tensor, str]:
         level = int(torch.randint(len(levels), (), generator=generator))
@@ -333,7 +337,7 @@ class ImageDomain:
         cut = pixels[top : top + self.config.height, left : left + self.config.width]
         return cut, f"{2**level}x{top},{left}"
 
-    def _enumerate(self, first: int, count: int, split: Split) -> tuple[Tensor, list[str]]:
+    def _enumerate(self, first: int, count: int, split: Split) -> tuple[Tensor, list[str], list[str]]:
         size = self.size(split)
         assert size is not None
         numbers = range(first, min(first + count, size))
@@ -341,9 +345,11 @@ class ImageDomain:
             raise DataError(f"the split {split!r} has {size} tasks, there is none at {first}")
         if self.config.fit != "random_crop":
             part = list(numbers)
-            return self._stacks[split][part], [self._images[split][i].name for i in part]
+            names = [self._images[split][i].name for i in part]
+            return self._stacks[split][part], names, names
         drawn = [self._draw(generator_of("held out", n, split), 1, split) for n in numbers]
-        return torch.cat([pixels for pixels, _ in drawn]), [names[0] for _, names in drawn]
+        pixels = torch.cat([crop for crop, _, _ in drawn])
+        return pixels, [ids[0] for _, ids, _ in drawn], [origins[0] for _, _, origins in drawn]
 
     def _known_pixels(self, ids: Sequence[str]) -> Tensor | None:
         if self._known is None:

@@ -147,6 +147,15 @@ class TestTasks:
         assert {name.split("@")[1].split("x")[0] for name in batch.ids} == {"1", "2", "4"}
 
 
+    @pytest.mark.parametrize("split", SPLITS)
+    @pytest.mark.parametrize("fit", FITS)
+    def test_crops_of_one_image_are_one_group(self, split: Split, fit: str) -> None:
+        batch = domain(fit=fit).tasks(0, 0, 2, split)
+        names = [name.partition("@")[0] for name in batch.ids]
+        assert list(batch.groups) == names
+        assert batch[1:].groups == batch.map(lambda t: t)[1:].groups == (names[1],)
+
+
 class TestSplits:
     @pytest.mark.parametrize("count", [3, 4, 5, 10, 33])
     def test_are_disjoint_and_complete(self, count: int) -> None:
