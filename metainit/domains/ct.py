@@ -145,7 +145,8 @@ class CTDomain:
 
         In training the seed and the task's number choose slice, angles and noise. In validation and
         test the number alone names the slice; the seed chooses random angles and noise only.
-        Batches of any count cut the same sequence of tasks.
+        Batches of any count cut the same sequence of tasks, except in training with several
+        `train_views`: there the batch's index chooses the number of views, one for the whole batch.
 
         Raises:
             DataError: validation or test has fewer slices than asked for.
