@@ -150,7 +150,6 @@ class TestTasks:
         batch = domain(RNG.random((10, 32, 48, 3)), fit="random_crop").tasks(0, 0, 60)
         assert {name.split("@")[1].split("x")[0] for name in batch.ids} == {"1", "2", "4"}
 
-
     @pytest.mark.parametrize("split", SPLITS)
     @pytest.mark.parametrize("fit", FITS)
     def test_crops_of_one_image_are_one_group(self, split: Split, fit: str) -> None:
