@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -18,28 +19,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 import httpx
 from filelock import FileLock, Timeout
 
-from metainit.errors import EndpointError
+from metainit.bounded import MAX_EVIDENCE_BYTES, parse_object, read_object
+from metainit.errors import CheckpointError, EndpointError
 from metainit.places import cache_folder
 from metainit.references import Reference, parse_url
-from metainit.transfer import Blob, Retry, Transfer, check, checked, file_sha256
+from metainit.transfer import Blob, Retry, Transfer, check, file_sha256
 
 if TYPE_CHECKING:
     from metainit.checkpoint import Checkpoint
 
+LOGGER = logging.getLogger("metainit.client")
 CACHE = "endpoint"
 MAX_BYTES = 64 << 30
 PATIENT = Retry()
 _TAG = re.compile(r'"(?P<sha256>[0-9a-f]{64})"')
 
 
-def resolve_url(source: str) -> Path:
-    """Fetch the checkpoint at an address and return its verified file in the cache.
+class Resolved(NamedTuple):
+    """What lies at an address: the verified file of the checkpoint, and its evidence."""
+
+    path: Path
+    evidence: dict[str, Any] | None
+
+
+def resolve_url(source: str) -> Resolved:
+    """Fetch the checkpoint at an address, and its evidence; both are kept in the cache.
+
+    Evidence that cannot be had is logged and left out: the weights are good without it, and a pinned version
+    whose weights were fetched before needs no endpoint.
 
     Raises:
         EndpointError: the address has another form, the endpoint cannot be reached, or it answers
@@ -47,7 +60,12 @@ def resolve_url(source: str) -> Path:
     """
     base, reference = parse_url(source)
     with Client(base) as client:
-        return client.fetch(str(reference))
+        path = client.fetch(str(reference))
+        try:
+            return Resolved(path, client.evidence(str(reference), path.stem))
+        except EndpointError as error:
+            LOGGER.warning("no evidence for %s: %s", source, error)
+            return Resolved(path, None)
 
 
 class Client:
@@ -125,7 +143,7 @@ class Client:
             items.extend(page.get("items", []))
             if not page.get("next"):
                 return items
-            url = self._same_origin(urljoin(url, page["next"])) or url
+            url = self._following(url, str(page["next"]))
         raise EndpointError(f"{self.url} lists more than 10000 pages; expected an end")
 
     def show(self, reference: str) -> dict[str, Any]:
@@ -135,6 +153,36 @@ class Client:
             EndpointError: it does not exist, or the endpoint cannot be reached.
         """
         return self._json(f"{self.url}{self._reference(reference).path}")
+
+    def evidence(self, reference: str, sha256: str) -> dict[str, Any] | None:
+        """Return the evidence of an initialization, asked for once for each reference and its weights.
+
+        Args:
+            reference: as for `fetch`.
+            sha256: of the checkpoint that `fetch` gave; None is returned where an alias has moved on since.
+
+        Raises:
+            EndpointError: it does not exist, the endpoint cannot be reached, or the disk is full.
+        """
+        where = self._reference(reference)
+        kept = self._memo_path(where).with_suffix(f".{sha256}.json")
+        try:
+            found = read_object(kept).get("evidence")
+        except CheckpointError:  # none is kept, or it was damaged: ask again
+            shown = self.show(reference)
+            if shown.get("sha256") != sha256:
+                return None
+            found = shown.get("evidence")
+            try:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                with _temporary(kept) as temporary:
+                    temporary.write_text(json.dumps({"evidence": found}))
+            except OSError as error:
+                raise EndpointError(
+                    f"cannot keep the evidence of {where}: {error.strerror or error} ({kept}); free some "
+                    "space or point METAINIT_CACHE elsewhere"
+                ) from error
+        return found if isinstance(found, dict) else None
 
     def fetch(self, reference: str, path: str | Path | None = None) -> Path:
         """Return the verified checkpoint file of an initialization.
@@ -248,24 +296,37 @@ class Client:
             )
         if int(length) > MAX_BYTES:
             raise EndpointError(f"{url} announces {length} bytes, expected at most {MAX_BYTES}")
-        location = response.headers.get("content-location")
-        blob = self._same_origin(urljoin(url, location)) if location else None
-        return Blob(tag["sha256"], int(length), blob or url)
+        # Not the Content-Location: behind a proxy the endpoint does not know the path that it is asked under.
+        return Blob(tag["sha256"], int(length), f"{self.url}/v1/blobs/{tag['sha256']}")
 
     def _json(self, url: str) -> dict[str, Any]:
-        response = self._transfer.attempt(lambda: checked(self._http.get(url)))
+        content = self._transfer.attempt(lambda: self._body(url))
         try:
-            value = response.json()
-        except ValueError as error:
-            raise EndpointError(f"{url} answered no JSON; is this a metainit endpoint?") from error
-        if not isinstance(value, dict):
-            raise EndpointError(f"{url} answered a JSON {type(value).__name__}, expected an object")
-        return value
+            return parse_object(content, url)
+        except CheckpointError as error:
+            raise EndpointError(f"{error}; is this a metainit endpoint?") from error
 
-    def _same_origin(self, url: str) -> str | None:
-        """Return the URL if it lies on this endpoint: the key goes nowhere else."""
-        ours, theirs = urlsplit(self.url), urlsplit(url)
-        return url if (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc) else None
+    def _body(self, url: str) -> bytes:
+        """Return an answer's content, which is left off once it is larger than any that is of use."""
+        with self._http.stream("GET", url) as response:
+            if response.status_code >= 400:
+                response.read()
+            check(response)
+            content = bytearray()
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > MAX_EVIDENCE_BYTES:
+                    raise EndpointError(f"{url} sends more than {MAX_EVIDENCE_BYTES} bytes")
+        return bytes(content)
+
+    def _following(self, url: str, following: str) -> str:
+        """Return the address of the next page: the query is the endpoint's, the place is ours."""
+        ours, theirs = urlsplit(url), urlsplit(urljoin(url, following))
+        if (ours.scheme, ours.netloc) != (theirs.scheme, theirs.netloc):
+            raise EndpointError(f"{url} goes on at {following}, which is not on {self.url}: not followed")
+        if ours.query == theirs.query:
+            raise EndpointError(f"{url} names itself as the next page; is this a metainit endpoint?")
+        return f"{self.url}/v1/inits?{theirs.query}"
 
 
 def _copy(source: Path, target: Path) -> Path:

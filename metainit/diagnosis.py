@@ -12,10 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-import platformdirs
 import torch
 
 from metainit.errors import MetainitError
+from metainit.places import caches_folder, data_folder
 
 EXTRAS = {
     "ray": "ray",
@@ -49,11 +49,8 @@ def diagnose(server: str | None = None) -> list[Finding]:
         []
     """
     findings = [_python(), _torch(), *(_extra(m, e) for m, e in EXTRAS.items())]
-    folders = (
-        ("data folder", "METAINIT_HOME", platformdirs.user_data_dir("metainit")),
-        ("cache folder", "METAINIT_CACHE", platformdirs.user_cache_dir("metainit")),
-    )
-    findings += [_folder(name, variable, usual) for name, variable, usual in folders]
+    findings.append(_folder("data folder", "METAINIT_HOME", data_folder()))
+    findings.append(_folder("cache folder", "METAINIT_CACHE", caches_folder()))
     findings.append(_memory_of_objects())
     if importlib.util.find_spec("mlflow") is not None:
         findings.append(_registry())
@@ -80,8 +77,7 @@ def _extra(module: str, extra: str) -> Finding:
         return Finding("ok", module, "installed")
 
 
-def _folder(name: str, variable: str, usual: str) -> Finding:
-    folder = Path(os.environ.get(variable) or usual).absolute()
+def _folder(name: str, variable: str, folder: Path) -> Finding:
     nearest = folder
     while not os.path.exists(nearest):
         nearest = nearest.parent

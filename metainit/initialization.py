@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,9 +14,10 @@ from torch import Tensor, nn
 
 from metainit import checkpoint as files
 from metainit.adaptation import Progress, Task, require_finite, trajectory
+from metainit.bounded import read_object
 from metainit.card import AdaptationRoutine, Card, Method
 from metainit.checkpoint import Checkpoint
-from metainit.errors import CheckpointError, SourceError, suggestion
+from metainit.errors import SourceError, suggestion
 from metainit.fill import fill
 from metainit.initializers import INITIALIZERS, Context
 from metainit.meta.state import TaskLosses
@@ -221,7 +221,8 @@ initializer: did you mean 'siren'?
     if scheme in ("http", "https"):
         from metainit.client import resolve_url
 
-        return from_file(resolve_url(text))
+        found = resolve_url(text)
+        return _made(files.load(found.path), found.evidence)
     path = Path(text)
     if path.suffix == files.SUFFIX or path.is_file():
         return from_file(path)
@@ -236,9 +237,11 @@ initializer: did you mean 'siren'?
 
 def from_file(path: Path) -> Initialization:
     """Load a checkpoint file through the room that knows its kind."""
-    stored = files.load(path)
     beside = path.with_name(EVIDENCE_FILE)
-    evidence = _read_evidence(beside) if beside.is_file() else None
+    return _made(files.load(path), read_object(beside) if beside.is_file() else None)
+
+
+def _made(stored: Checkpoint, evidence: dict[str, Any] | None) -> Initialization:
     if evidence is not None and evidence.get("candidate_digest") not in (None, "", stored.card.digest):
         evidence = None  # it was measured on other weights, which lay here before or lie beside these
     make = cast(
@@ -246,16 +249,6 @@ def from_file(path: Path) -> Initialization:
         extension("metainit.kinds", stored.card.kind),
     )
     return make(stored, evidence)
-
-
-def _read_evidence(path: Path) -> dict[str, Any]:
-    try:
-        evidence = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}; mend it or take it away") from error
-    if not isinstance(evidence, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(evidence).__name__}, expected an object")
-    return evidence
 
 
 def init_(network: nn.Module, source: str | Path, **arguments: Any) -> nn.Module:

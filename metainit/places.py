@@ -23,8 +23,27 @@ def data_folder() -> Path:
     return Path(user_data_dir("metainit"))
 
 
+def caches_folder() -> Path:
+    """Return the folder of all caches: `METAINIT_CACHE`, else in `METAINIT_HOME`, else the user's.
+
+    Example:
+        >>> os.environ['METAINIT_CACHE'] = '/fast/metainit'
+        >>> caches_folder().as_posix()
+        '/fast/metainit'
+        >>> del os.environ['METAINIT_CACHE']
+    """
+    chosen = os.environ.get("METAINIT_CACHE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    if os.environ.get("METAINIT_HOME"):
+        return data_folder() / "cache"
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("metainit"))
+
+
 def cache_folder(part: str) -> Path:
-    """Return the folder of one cache: in `METAINIT_CACHE`, else in `METAINIT_HOME`, else the user's.
+    """Return the folder of one cache, in that of all.
 
     Example:
         >>> os.environ['METAINIT_CACHE'] = '/fast/metainit'
@@ -32,11 +51,4 @@ def cache_folder(part: str) -> Path:
         '/fast/metainit/registry'
         >>> del os.environ['METAINIT_CACHE']
     """
-    chosen = os.environ.get("METAINIT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().absolute() / part
-    if os.environ.get("METAINIT_HOME"):
-        return data_folder() / "cache" / part
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("metainit")) / part
+    return caches_folder() / part

@@ -153,12 +153,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def checked(response: httpx.Response) -> httpx.Response:
-    """Return an answer that is not an error; raises as `check` does."""
-    check(response)
-    return response
-
-
 def check(response: httpx.Response) -> None:
     """Raise what a status asks for: nothing below 300, Transient for 5xx and 429, else the problem.
 

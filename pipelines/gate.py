@@ -154,12 +154,20 @@ def _against_champion(candidate: Evidence, champion: Evidence) -> Decision:
             f"the evidence names {len(candidate['task_ids'])} tasks but holds {new.shape[1]} and "
             f"{old.shape[1]} values a seed; measure again"
         )
-    gain, low, high = paired_bootstrap(new, old)
+    groups = candidate.get("task_groups") or candidate["task_ids"]
+    if len(groups) != new.shape[1]:
+        raise RegistryError(
+            f"the evidence names {len(groups)} groups, expected one for each of {new.shape[1]} tasks; "
+            "measure again"
+        )
+    gain, low, high = paired_bootstrap(new, old, groups=groups)
     if not candidate.get("higher_is_better", True):
         gain, low, high = -gain, -high, -low
+    number = len(set(groups))
+    grouped = "" if number == new.shape[1] else f" in {number} group{'' if number == 1 else 's'}"
     text = (
         f"than the champion by {gain:.4g} {candidate['metric']} at {steps} steps ({low:.4g} to "
-        f"{high:.4g}; {len(new)} seeds, {new.shape[1]} tasks)"
+        f"{high:.4g}; {len(new)} seeds, {new.shape[1]} tasks{grouped})"
     )
     if low > 0:
         return Decision(CHAMPION, f"better {text}", gain, low, high)

@@ -91,10 +91,7 @@ class Recipe(Record):
             way_out = suggestion(self.start, INITIALIZERS)
             raise RecipeError(f"start: no start is called {self.start!r}; {way_out}")
         domain_config(self.domain)
-        try:
-            build(self.network)
-        except RecipeError as error:
-            raise RecipeError(f"network: {error}") from error
+        build(self.network)
         return self
 
     def dump(self) -> dict[str, Any]:

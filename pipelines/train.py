@@ -25,7 +25,7 @@ from metainit.domains.seeding import seed_of
 from metainit.errors import DivergenceError, MetainitError
 from metainit.meta.engine import choose, task_threads
 from metainit.meta.outer import OuterLoop, initial_meta_parameters, routine_of
-from metainit.meta.registry import PAPERS, gradient_evaluations, rule_for
+from metainit.meta.registry import RULES, gradient_evaluations, rule_for
 from metainit.meta.state import InnerSteps, MetaGradient, MetaParameters, Rule, TaskLosses, zeros_like
 from metainit.networks.registry import function_of
 from pipelines.folder import RunFolder, read_state
@@ -300,7 +300,7 @@ def described(prepared: Prepared, meta: MetaParameters, folder: RunFolder) -> tu
     card = Card(
         kind="prior",
         name=recipe.name,
-        method=Method(name=rule, paper=PAPERS[rule]),
+        method=Method(name=rule, paper=RULES[rule].paper),
         network=prepared.spec,
         domain=without_places(recipe.domain),
         routine=routine,

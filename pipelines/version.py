@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metainit.bounded import MAX_EVIDENCE_BYTES
 from metainit.errors import RegistryError
 from metainit.transfer import file_sha256
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 EVIDENCE = "evidence.json"
 TAG = "metainit."
-MAX_EVIDENCE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from metainit import checkpoint
+from metainit.bounded import read_object
 from metainit.errors import CheckpointError, DigestError
 from metainit.references import NAME
 from metainit.transfer import file_sha256
@@ -43,18 +44,34 @@ class Entry:
 
 
 class Cache:
-    """The folder of verified versions; processes may share it, since every step is one rename."""
+    """The folder of verified versions; processes may share it, since every step is one rename.
+
+    A file that an earlier process left is verified once before this one serves it.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Use a folder, which is made when the first version comes."""
         self.folder = folder
+        self._verified: set[str] = set()
 
     def blob(self, sha256: str) -> Path | None:
-        """Return the file of a blob, or None where it is not at hand."""
+        """Return the file of a blob, or None where it is not at hand, or was damaged (then quarantined)."""
         if not re.fullmatch("[0-9a-f]{64}", sha256):
             return None
         path = self._blob_path(sha256)
-        return path if path.is_file() else None
+        if not path.is_file():
+            return None
+        if sha256 not in self._verified:
+            try:
+                came = file_sha256(path)
+                if came != sha256:
+                    self._set_aside(path, sha256, f"its SHA-256 is {came[:16]}…")
+                    return None
+            except OSError as error:
+                LOGGER.error("cannot verify %s: %s", path, error)
+                return None
+            self._verified.add(sha256)
+        return path
 
     def open(self, facts: Facts) -> Entry | None:
         """Return a version that was added before, or None."""
@@ -112,11 +129,14 @@ class Cache:
 
     def _quarantine(self, facts: Facts, artifact: Path, error: CheckpointError) -> None:
         """Keep the damaged file for inspection."""
-        where = self.folder / "quarantine" / f"{facts.name}-{facts.version}.safetensors"
         for path in sorted(artifact.glob(f"{CHECKPOINT_FILE}*")):
-            where.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, where)
-            LOGGER.error("quarantined %s as %s: %s", facts.reference, where, error)
+            self._set_aside(path, f"{facts.name}-{facts.version}", str(error))
+
+    def _set_aside(self, path: Path, name: str, reason: str) -> None:
+        where = self.folder / "quarantine" / f"{name}.safetensors"
+        where.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, where)
+        LOGGER.error("quarantined %s as %s: %s", path, where, reason)
 
     def _keep(self, facts: Facts, artifact: Path, folder: Path, card: dict[str, Any]) -> None:
         blob = self._blob_path(facts.sha256)
@@ -125,6 +145,7 @@ class Cache:
         with open(artifact / CHECKPOINT_FILE, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(artifact / CHECKPOINT_FILE, blob)
+        self._verified.add(facts.sha256)
         note = json.dumps({"sha256": facts.sha256, "card": card})
         (artifact / "card.json").write_text(note)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -151,16 +172,13 @@ def _read_text(path: Path) -> str | None:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object; what is no number in JSON (NaN, infinity) becomes null."""
-    text = _read_text(path)
-    if text is None:
+    if not path.is_file():
         return None
     try:
-        value = json.loads(text, parse_constant=lambda _: None)
-    except (ValueError, RecursionError) as error:
-        LOGGER.error("cannot read %s: %s", path, error)
+        return read_object(path)
+    except CheckpointError as error:
+        LOGGER.error("left out: %s", error)
         return None
-    return value if isinstance(value, dict) else None
 
 
 def _pictures(folder: Path) -> dict[str, Path]:

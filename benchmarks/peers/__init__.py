@@ -67,7 +67,7 @@ Contender = Callable[[Case], AbstractContextManager[Compute]]
 @contextmanager
 def ours(case: Case) -> Iterator[Compute]:
     """Yield the default engine, with the threads that training gives it."""
-    rule: Rule = RULES[case.rule, ORDERS[case.rule]]
+    rule: Rule = RULES[case.rule].orders[ORDERS[case.rule]]
     function, meta = function_of(case.network), MetaParameters(case.weights, {})
     threaded = choose("auto", case.weights, len(case.batch)) == "threads"
 
@@ -84,7 +84,7 @@ def ours(case: Case) -> Iterator[Compute]:
 @contextmanager
 def ours_compiled(case: Case) -> Iterator[Compute]:
     """Yield the default engine with a compiled rule; setting it up is the compilation."""
-    rule = CompiledRule(RULES[case.rule, ORDERS[case.rule]])
+    rule = CompiledRule(RULES[case.rule].orders[ORDERS[case.rule]])
     function, meta = function_of(case.network), MetaParameters(case.weights, {})
 
     def compute() -> Gradient:

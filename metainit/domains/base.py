@@ -14,6 +14,8 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from metainit.errors import DataError
+
 Tensors = dict[str, Tensor]
 Predict = Callable[[Tensor], Tensor]
 """A network with its weights filled in, as a function of its inputs.
@@ -28,12 +30,27 @@ Split = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """Tasks with a leading task axis; `ids` name them for a reader."""
+    """Tasks with a leading task axis; `ids` name them for a reader.
+
+    `groups`: what each task comes from, such as a photograph or a patient; tasks of one group are alike, and
+    intervals count groups before they count tasks. Each task is its own group unless they are given.
+
+    Raises:
+        DataError: the number of groups is not that of the tasks.
+    """
 
     support: Tensors
     query: Tensors
     shared: Tensors
     ids: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Make each task its own group where no groups are given."""
+        if not self.groups:
+            object.__setattr__(self, "groups", self.ids)
+        if len(self.groups) != len(self.ids):
+            raise DataError(f"expected a group for each of the {len(self.ids)} tasks, got {len(self.groups)}")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -45,7 +62,8 @@ class TaskBatch:
     def __getitem__(self, part: slice) -> TaskBatch:
         """Return some of the tasks, as a batch."""
         cut = {k: v[part] for k, v in self.support.items()}
-        return TaskBatch(cut, {k: v[part] for k, v in self.query.items()}, self.shared, self.ids[part])
+        query = {k: v[part] for k, v in self.query.items()}
+        return TaskBatch(cut, query, self.shared, self.ids[part], self.groups[part])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TaskBatch:
         """Return the batch on a device; what is not whole numbers (labels, say) also in another type."""
@@ -54,7 +72,7 @@ class TaskBatch:
     def map(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:
         """Apply `change` to every tensor."""
         parts = [{k: change(v) for k, v in p.items()} for p in (self.support, self.query, self.shared)]
-        return TaskBatch(parts[0], parts[1], parts[2], self.ids)
+        return TaskBatch(parts[0], parts[1], parts[2], self.ids, self.groups)
 
 
 class Domain(Protocol):

@@ -145,13 +145,14 @@ class CTDomain:
 
         In training the seed and the task's number choose slice, angles and noise. In validation and
         test the number alone names the slice; the seed chooses random angles and noise only.
-        Batches of any count cut the same sequence of tasks.
+        Batches of any count cut the same sequence of tasks, except in training with several
+        `train_views`: there the batch's index chooses the number of views, one for the whole batch.
 
         Raises:
             DataError: validation or test has fewer slices than asked for.
         """
         numbers = range(index * count, (index + 1) * count)
-        images, ids = self._slices_of(seed, numbers, split)
+        images, ids, groups = self._slices_of(seed, numbers, split)
         views = self.config.views
         if split == "train":
             counts = self.config.view_counts
@@ -165,7 +166,7 @@ class CTDomain:
         if self.config.query == "projections":
             query["sinogram"] = self._measure(images, query_angles, seed, numbers, split, "query")
             query["angles"] = query_angles
-        return TaskBatch(support, query, self._shared(), ids)
+        return TaskBatch(support, query, self._shared(), ids, groups)
 
     def measured(self, sinograms: Tensor, angles: Tensor, ids: Sequence[str] | None = None) -> TaskBatch:
         """Return tasks whose slice is not known, from a scanner; their query is empty.
@@ -273,8 +274,10 @@ class CTDomain:
     def _image(self, predict: Predict, shared: Tensors) -> Tensor:
         return predict(shared["coordinates"]).reshape(self.config.size, self.config.size, 1)
 
-    def _slices_of(self, seed: int, numbers: range, split: Split) -> tuple[Tensor, tuple[str, ...]]:
-        """Return slices ``(T, size, size)`` and their names."""
+    def _slices_of(
+        self, seed: int, numbers: range, split: Split
+    ) -> tuple[Tensor, tuple[str, ...], tuple[str, ...]]:
+        """Return slices ``(T, size, size)``, their names, and their groups (patients)."""
         available = self.size(split)
         if split != "train" and available is not None and numbers.stop > available:
             raise DataError(
@@ -285,14 +288,15 @@ class CTDomain:
         if self._slices is None:
             stream = seed_of("phantoms", split, seed if split == "train" else self.config.seed)
             ids = tuple(f"phantom-{split}-{number}" for number in numbers)
-            return self._in_view(phantoms(stream, numbers, self.config.size)), ids
+            return self._in_view(phantoms(stream, numbers, self.config.size)), ids, ids
         chosen = list(self._slices.positions(split))
         if split == "train":
             chosen = [chosen[seed_of("slice", seed, number) % len(chosen)] for number in numbers]
         else:
             chosen = chosen[numbers.start : numbers.stop]
         ids = tuple(self._slices.names[i] for i in chosen)
-        return self._in_view(self._slices.images[chosen]), ids
+        groups = tuple(self._slices.groups[i] for i in chosen)
+        return self._in_view(self._slices.images[chosen]), ids, groups
 
     def _in_view(self, images: Tensor) -> Tensor:
         """Return the images with zeros outside the circle that all projections see."""

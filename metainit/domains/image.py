@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -70,11 +71,21 @@ class ImageConfig(Record):
         return self
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What stays in memory of an image: the sizes that tasks are cut from, as uint8 or float32."""
+
+    name: str
+    split: int | None
+    levels: list[Tensor]
+
+
 class ImageDomain:
     """Images as tasks: support and query are pixels of one image.
 
     Shapes of a batch: support and query ``values (T, N, channels)`` and ``known (T, N, 1)``; shared
-    ``support_coordinates`` and ``query_coordinates`` ``(N, 2)``, from `metainit.domains.grid.pixel_grid`.
+    ``support_coordinates`` and ``query_coordinates`` ``(N, 2)``, from `metainit.domains.grid.pixel_grid`. The
+    crops of one image are one group.
 
     Raises:
         DataError: the source cannot be read, is empty, or leaves a split without images.
@@ -89,38 +100,46 @@ class ImageDomain:
     metric = signal.METRIC
     controls = signal.CONTROLS
 
-    def __init__(self, config: ImageConfig, images: Sequence[NamedImage] | None = None) -> None:
+    def __init__(self, config: ImageConfig, images: Iterable[NamedImage] | None = None) -> None:
         self.config = config
         self.skipped: dict[str, str] = {}
-        found = list(images) if images is not None else self._read()
         self.network_arguments = {"in_features": 2, "out_features": config.channels}
-        masks = self._read_masks(len(found))
-        self._known = None if masks is None else dict(zip((i.name for i in found), masks, strict=True))
+        masks = self._read_masks()
         rules = config.model_dump_json(exclude={"folder", "npz"})
         unseen = [] if masks is None else [hashlib.sha256(np.stack(masks).tobytes()).hexdigest()]
-        self._fingerprint = reading.fingerprint_of(found, rules, *unseen)
-        self._images = _split(found, config) if found else {s: [] for s in SPLITS}
-        self._pyramids = {s: [self._levels(i) for i in self._images[s]] for s in SPLITS}
+        fingerprint = reading.Fingerprint(rules, *unseen)
+        found: list[_Kept] = []
+        for image in images if images is not None else self._read():
+            # One after the other: at full size, the images of a folder can be more than the memory holds.
+            fingerprint.add(image)
+            found.append(_Kept(image.name, image.split, self._levels(image)))
+        self._fingerprint = fingerprint.hexdigest()
+        self._known = None if masks is None else self._by_name(masks, found)
+        kept = _split(found, config) if found else {s: [] for s in SPLITS}
+        self._names = {s: [image.name for image in kept[s]] for s in SPLITS}
+        self._pyramids: dict[Split, list[list[Tensor]]] = {}
         self._stacks: dict[Split, Tensor] = {}
-        if config.fit != "random_crop":
-            self._stacks = {s: _stack(self._pyramids[s]) for s in SPLITS if self._images[s]}
+        if config.fit == "random_crop":
+            self._pyramids = {s: [image.levels for image in kept[s]] for s in SPLITS}
+        else:
+            self._stacks = {s: torch.stack([i.levels[0] for i in kept[s]]) for s in SPLITS if kept[s]}
 
     @classmethod
     def from_arrays(
         cls, values: np.ndarray | Sequence[np.ndarray], config: ImageConfig | None = None
     ) -> ImageDomain:
         """Make the domain from arrays ``(height, width[, channels])``, of one size or of many."""
-        named = [
+        named = (
             NamedImage(f"array[{i}]", reading.as_pixels(np.asarray(v), f"array[{i}]"))
             for i, v in enumerate(values)
-        ]
+        )
         return cls(config or ImageConfig(), named)
 
     def size(self, split: Split) -> int | None:
         """Return the number of tasks: endless random crops in training, else one for each image."""
         if self.config.fit == "random_crop":
             return None if split == "train" else self.config.held_out_crops
-        return len(self._images[split])
+        return len(self._names[split])
 
     def tasks(self, seed: int, index: int, count: int, split: Split = "train") -> TaskBatch:
         """Return `count` tasks: random ones in training, else the next ones in their fixed order.
@@ -131,9 +150,9 @@ class ImageDomain:
         config = self.config
         generator = generator_of(seed, index, split)
         if split == "train":
-            pixels, known, ids = self._training_pixels(generator, count)
+            pixels, known, ids, origins = self._training_pixels(generator, count)
         else:
-            pixels, ids = self._enumerate(index * count, count, split)
+            pixels, ids, origins = self._enumerate(index * count, count, split)
             known = self._known_pixels(ids)
         values = pixels.flatten(1, 2)
         known = known if known is None else known.flatten(1, 2)
@@ -160,7 +179,7 @@ class ImageDomain:
         if known is not None:
             query["known"] = known[:, chosen]
         shared = {"support_coordinates": grid[chosen], "query_coordinates": grid[chosen]}
-        return TaskBatch(support, query, shared, tuple(ids))
+        return TaskBatch(support, query, shared, tuple(ids), tuple(origins))
 
     def measured(
         self, images: Tensor, known: Tensor | None = None, ids: Sequence[str] | None = None
@@ -241,40 +260,48 @@ class ImageDomain:
         """Return the mean training image ``(height, width, channels)``, over at most 256 tasks."""
         if "train" in self._stacks:
             pixels = self._stacks["train"][:256]
-            known = self._known_pixels([i.name for i in self._images["train"][:256]])
+            known = self._known_pixels(self._names["train"][:256])
             if known is None:
                 return pixels.mean(0)
             seen = known.reshape(*pixels.shape[:3], 1)
             return (pixels * seen).sum(0) / seen.sum(0).clamp(min=1)
-        pixels, _ = self._draw(generator_of("mean"), 256, "train")
+        pixels, *_ = self._draw(generator_of("mean"), 256, "train")
         return pixels.mean(0)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the pixels and of the rules that make tasks of them."""
         return self._fingerprint
 
-    def _read(self) -> list[NamedImage]:
+    def _read(self) -> Iterable[NamedImage]:
         config = self.config
         if config.folder is not None:
-            images, self.skipped = reading.read_folder(config.folder, config.unreadable)
-            return images
+            skip = self.skipped.__setitem__ if config.unreadable == "skip" else None
+            return reading.read_folder(config.folder, skip)
         if config.npz is not None:
             return reading.read_npz(config.npz, config.array, config.split_array)
         if config.bundled is not None:
             return reading.bundled_photographs()
         raise DataError("no images: set data to a folder of images or an npz file, or give arrays in Python")
 
-    def _read_masks(self, count: int) -> list[Array] | None:
+    def _read_masks(self) -> list[Array] | None:
         config = self.config
         if config.mask_array is None or config.npz is None:
             return None
         masks = reading.load_npz(config.npz, [config.mask_array])[config.mask_array]
-        if len(masks) != count or masks.ndim != 3:
+        if masks.ndim != 3 or 0 in masks.shape:
             raise DataError(
                 f"{config.npz}: array {config.mask_array!r} has shape {masks.shape}, expected "
-                f"({count}, height, width)"
+                "(images, height, width)"
             )
         return [(self._fitted(reading.as_pixels(m != 0, "mask")) > 0.5).astype(np.float32) for m in masks]
+
+    def _by_name(self, masks: list[Array], found: list[_Kept]) -> dict[str, Array]:
+        if len(masks) != len(found):
+            raise DataError(
+                f"{self.config.npz}: array {self.config.mask_array!r} has {len(masks)} masks, expected "
+                f"({len(found)}, height, width)"
+            )
+        return dict(zip((image.name for image in found), masks, strict=True))
 
     def _fitted(self, pixels: Array) -> Array:
         fit = reading.resized if self.config.fit == "resize" else reading.centre_cropped
@@ -294,34 +321,37 @@ class ImageDomain:
             if rows < config.height or columns < config.width:
                 break
             levels.append(reading.resized(levels[-1], rows, columns))
-        return [torch.from_numpy(np.ascontiguousarray(level)) for level in levels]
+        return [torch.from_numpy(np.ascontiguousarray(reading.compact(level))) for level in levels]
 
     def _truth(self, query: Tensors) -> Tensor:
         return query["values"].reshape(self.config.height, self.config.width, -1)
 
     def _training_pixels(
         self, generator: torch.Generator, count: int
-    ) -> tuple[Tensor, Tensor | None, list[str]]:
-        """Return random training images, which of their pixels are known, and their names."""
-        pixels, ids = self._draw(generator, count, "train")
+    ) -> tuple[Tensor, Tensor | None, list[str], list[str]]:
+        """Return random training images, which of their pixels are known, their names and origins."""
+        pixels, ids, origins = self._draw(generator, count, "train")
         known = self._known_pixels(ids)
         if self.config.flip:
             mirrored = (torch.rand(len(ids), generator=generator) < 0.5)[:, None, None, None]
             pixels = torch.where(mirrored, pixels.flip(2), pixels)
             known = known if known is None else torch.where(mirrored, known.flip(2), known)
-        return pixels, known, ids
+        return pixels, known, ids, origins
 
-    def _draw(self, generator: torch.Generator, count: int, split: Split) -> tuple[Tensor, list[str]]:
-        images = self._images[split]
+    def _draw(
+        self, generator: torch.Generator, count: int, split: Split
+    ) -> tuple[Tensor, list[str], list[str]]:
+        """Return random images, their names, and the names of the images that they were cut from."""
+        images = self._names[split]
         if not images:
             raise DataError(f"the split {split!r} has no images")
         chosen = torch.randint(len(images), (count,), generator=generator).tolist()
-        names = [images[i].name for i in chosen]
+        names = [images[i] for i in chosen]
         if self.config.fit != "random_crop":
-            return self._stacks[split][chosen], names
+            return self._stacks[split][chosen], names, names
         crops = [self._crop(generator, self._pyramids[split][i]) for i in chosen]
         pixels = torch.stack([crop for crop, _ in crops])
-        return pixels, [f"{name}@{place}" for name, (_, place) in zip(names, crops, strict=True)]
+        return pixels, [f"{name}@{place}" for name, (_, place) in zip(names, crops, strict=True)], names
 
     def _crop(self, generator: torch.Generator, levels: list[Tensor]) -> tuple[Tensor, str]:
         level = int(torch.randint(len(levels), (), generator=generator))
@@ -331,9 +361,10 @@ class ImageDomain:
         top = int(torch.randint(rows + 1, (), generator=generator))
         left = int(torch.randint(columns + 1, (), generator=generator))
         cut = pixels[top : top + self.config.height, left : left + self.config.width]
-        return cut, f"{2**level}x{top},{left}"
+        exact = cut if cut.dtype == torch.float32 else cut.to(torch.float32) / 255
+        return exact, f"{2**level}x{top},{left}"
 
-    def _enumerate(self, first: int, count: int, split: Split) -> tuple[Tensor, list[str]]:
+    def _enumerate(self, first: int, count: int, split: Split) -> tuple[Tensor, list[str], list[str]]:
         size = self.size(split)
         assert size is not None
         numbers = range(first, min(first + count, size))
@@ -341,9 +372,11 @@ class ImageDomain:
             raise DataError(f"the split {split!r} has {size} tasks, there is none at {first}")
         if self.config.fit != "random_crop":
             part = list(numbers)
-            return self._stacks[split][part], [self._images[split][i].name for i in part]
+            names = [self._names[split][i] for i in part]
+            return self._stacks[split][part], names, names
         drawn = [self._draw(generator_of("held out", n, split), 1, split) for n in numbers]
-        return torch.cat([pixels for pixels, _ in drawn]), [names[0] for _, names in drawn]
+        pixels = torch.cat([crop for crop, _, _ in drawn])
+        return pixels, [ids[0] for _, ids, _ in drawn], [origins[0] for _, _, origins in drawn]
 
     def _known_pixels(self, ids: Sequence[str]) -> Tensor | None:
         if self._known is None:
@@ -359,11 +392,7 @@ def _masked_mse(predicted: Tensor, observed: Tensors) -> Tensor:
     return (squared * known).sum() / (known.sum() * squared.shape[-1]).clamp(min=1)
 
 
-def _stack(pyramids: list[list[Tensor]]) -> Tensor:
-    return torch.stack([levels[0] for levels in pyramids])
-
-
-def _split(found: list[NamedImage], config: ImageConfig) -> dict[Split, list[NamedImage]]:
+def _split(found: list[_Kept], config: ImageConfig) -> dict[Split, list[_Kept]]:
     """Split as the source says; what it leaves open is cut from the end, in the order of the names.
 
     The end, and not a random part: neighbours in a folder are often the same person or patient, and a

@@ -1,6 +1,7 @@
 """Read images from a folder, an npz file, arrays, or the photographs that ship with two libraries.
 
 Everything comes out the same way: float32 arrays ``(height, width, channels)`` in [0, 1], each with a name.
+Images are read one by one, so that a folder may hold more of them than fit into memory.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -159,13 +160,12 @@ def _decoded(stream: io.BytesIO) -> npt.NDArray[Any]:
     return np.asarray(skimage.io.imread(stream))
 
 
-def read_folder(
-    folder: Path, unreadable: Literal["refuse", "skip"] = "refuse"
-) -> tuple[list[NamedImage], dict[str, str]]:
+def read_folder(folder: Path, skip: Callable[[str, str], None] | None = None) -> Iterator[NamedImage]:
     """Read every image below a folder, in the order of their names.
 
-    Returns:
-        The images, and what was skipped with its reason.
+    Args:
+        folder: it and all folders below it.
+        skip: called with the path of an unreadable file and with the reason; None refuses such files.
 
     Raises:
         DataError: the folder is missing or has no image, or a file is unreadable and that is refused.
@@ -173,24 +173,23 @@ def read_folder(
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    images: list[NamedImage] = []
-    skipped: dict[str, str] = {}
+    skipped = 0
     for path in paths:
         try:
             image = read_image(path)
         except DataError as error:
-            if unreadable == "refuse":
+            if skip is None:
                 raise DataError(f"{error}; set unreadable=skip to leave such files out") from error
-            skipped[str(path)] = str(error)
+            skip(str(path), str(error))
+            skipped += 1
         else:
-            images.append(NamedImage(str(path.relative_to(folder)), image.pixels))
-    if not images:
-        reason = f"all {len(skipped)} images were skipped" if skipped else "it has no image"
+            yield NamedImage(str(path.relative_to(folder)), image.pixels)
+    if skipped == len(paths):
+        reason = f"all {skipped} images were skipped" if skipped else "it has no image"
         raise DataError(f"{folder}: {reason}; expected files ending in {', '.join(SUFFIXES)}")
-    return images, skipped
 
 
-def read_npz(path: Path, key: str, split_key: str | None = None) -> list[NamedImage]:
+def read_npz(path: Path, key: str, split_key: str | None = None) -> Iterator[NamedImage]:
     """Read an array ``(images, height, width[, channels])`` of an npz file (never a pickled one).
 
     Raises:
@@ -206,14 +205,9 @@ def read_npz(path: Path, key: str, split_key: str | None = None) -> list[NamedIm
     splits = arrays[split_key] if split_key else None
     if splits is not None and splits.shape != (len(values),):
         raise DataError(f"{path}: array {split_key!r} has shape {splits.shape}, expected ({len(values)},)")
-    return [
-        NamedImage(
-            f"{path.name}[{i}]",
-            as_pixels(v, f"{path}: {key}[{i}]"),
-            None if splits is None else int(splits[i]),
-        )
-        for i, v in enumerate(values)
-    ]
+    for i, v in enumerate(values):
+        split = None if splits is None else int(splits[i])
+        yield NamedImage(f"{path.name}[{i}]", as_pixels(v, f"{path}: {key}[{i}]"), split)
 
 
 def load_npz(path: Path, keys: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
@@ -259,10 +253,28 @@ def bundled_photographs() -> list[NamedImage]:
     return images
 
 
-def fingerprint_of(images: Sequence[NamedImage], *rules: str) -> str:
-    """Return the SHA-256 of the pixels, their names and the rules that make tasks of them."""
-    total = hashlib.sha256("\x1f".join(rules).encode())
-    for image in images:
-        total.update(f"{image.name}\x1f{image.pixels.shape}\x1f{image.split}".encode())
-        total.update(np.ascontiguousarray(image.pixels).data)
-    return total.hexdigest()
+def compact(pixels: Array) -> npt.NDArray[np.float32] | npt.NDArray[np.uint8]:
+    """Return the image as uint8 where `as_pixels` gives the very same floats again, else as it is.
+
+    Example:
+        >>> compact(np.asarray([[[0.0], [1.0]]], dtype=np.float32)).tolist()
+        [[[0], [255]]]
+    """
+    small = np.rint(pixels * 255).astype(np.uint8)
+    return small if np.array_equal(as_pixels(small, "image"), pixels) else pixels
+
+
+class Fingerprint:
+    """The SHA-256 of images, their names and the rules that make tasks of them, one image at a time."""
+
+    def __init__(self, *rules: str) -> None:
+        self._hash = hashlib.sha256("\x1f".join(rules).encode())
+
+    def add(self, image: NamedImage) -> None:
+        """Add the next image."""
+        self._hash.update(f"{image.name}\x1f{image.pixels.shape}\x1f{image.split}".encode())
+        self._hash.update(np.ascontiguousarray(image.pixels).data)
+
+    def hexdigest(self) -> str:
+        """Return the hash of what has been added so far."""
+        return self._hash.hexdigest()

@@ -209,8 +209,10 @@ class SegmentationDomain:
         elif not numbers:
             raise DataError(f"expected a count of 1 or more, got {count}")
         drawn = [self._task(seed, number, split) for number in numbers]
-        support, query = (_stacked([parts[side] for parts, _ in drawn]) for side in (0, 1))
-        return TaskBatch(support, query, {}, tuple(name for _, name in drawn))
+        support, query = (_stacked([parts[side] for parts, *_ in drawn]) for side in (0, 1))
+        return TaskBatch(
+            support, query, {}, tuple(name for _, name, _ in drawn), tuple(group for *_, group in drawn)
+        )
 
     def measured(
         self,
@@ -309,8 +311,8 @@ class SegmentationDomain:
             return read_coco(path, config.coco_images, reading, self._unusable), rules
         return read_labelled_folder(path, reading, self._unusable), rules
 
-    def _task(self, seed: int, number: int, split: Split) -> tuple[tuple[Tensors, Tensors], str]:
-        """Return support and query of one task, and its name."""
+    def _task(self, seed: int, number: int, split: Split) -> tuple[tuple[Tensors, Tensors], str, str]:
+        """Return support and query of one task, its name, and its group."""
         config = self.config
         parts: tuple[int | str, ...] = (split, number) if split != "train" else (split, seed, number)
         generator = generator_of("segmentation", *parts)
@@ -324,20 +326,25 @@ class SegmentationDomain:
                 config.structures,
             )
             everything, name = {"images": task.images, "labels": task.labels}, f"{task.kind}-{split}-{number}"
+            group = name
         else:
-            everything, name = self._drawn(generator, self._collection, number, split)
+            everything, own = self._drawn(generator, self._collection, number, split)
+            name = f"{'+'.join(own)}-{split}-{number}"
+            # Of held-out classes, tasks of one class are alike; the first class is the one that takes turns.
+            # Of held-out images of the same classes, each task has its own draw.
+            group = own[0] if config.split == "classes" else name
         if split == "train" and torch.rand((), generator=generator) < config.recolour:
             everything = recoloured(everything, generator)
         query = {k: v[: config.queries] for k, v in everything.items()}
         support = {k: v[config.queries :] for k, v in everything.items()}
         if split == "train" and config.augment:
             support = augmented(support, generator, config.augment, config.augmentation)
-        return (support, query), name
+        return (support, query), name, group
 
     def _drawn(
         self, generator: Generator, collection: Collection, number: int, split: Split
-    ) -> tuple[Tensors, str]:
-        """Return the images of one task, the queries first, and its name."""
+    ) -> tuple[Tensors, list[str]]:
+        """Return the images of one task, the queries first, and its classes."""
         config, members = self.config, self._members[split]
         names = list(members)
         order = torch.randperm(len(names), generator=generator).tolist()
@@ -367,9 +374,7 @@ class SegmentationDomain:
                 # Where two classes overlap, the later one lies on top.
                 labels[row][mask == 1] = label
                 labels[row][(mask == IGNORE) & (labels[row] == 0)] = IGNORE
-        return {"images": collection.images[chosen].float(), "labels": labels}, "+".join(
-            own
-        ) + f"-{split}-{number}"
+        return {"images": collection.images[chosen].float(), "labels": labels}, own
 
 
 def _listed(rules: SplitRules, train: tuple[str, ...] | None, test: tuple[str, ...] | None) -> SplitRules:

@@ -118,7 +118,8 @@ def best_routines(
 
     SGD and Adam are searched on a grid of half decades that grows until no best value lies on its edge, so
     that a control is never judged with a step size that was cut off. Every setting is tried on the first
-    `SCREENING` tasks, and the `FINALISTS` best of each number of steps on all of them.
+    `SCREENING` tasks, and the `FINALISTS` best of each number of steps on all of them; where the best of
+    these lies on the edge, the grid grows on.
 
     Args:
         on: network and domain.
@@ -147,21 +148,31 @@ def best_routines(
 
     few = batch[: max(SCREENING, len(draws))]
     screened = {s: score(s, few, horizons) for s in _grid()}
-    for _ in range(MAX_EXTENSIONS):
-        beyond = _beyond_the_edges(screened, len(horizons))
-        if not beyond:
-            break
+    extensions = MAX_EXTENSIONS
+    while extensions and (beyond := _beyond_the_edges(screened, len(horizons))):
         screened |= {s: score(s, few, horizons) for s in sorted(beyond)}
+        extensions -= 1
     rank = {h: sorted(screened, key=lambda s: -screened[s][i]) for i, h in enumerate(horizons)}
     if len(few) == len(batch):
         return {h: _constant(*rank[h][0], h) for h in horizons}
-    final: dict[tuple[Setting, int], float] = {}
-    for setting in screened:
-        wanted = [h for h in horizons if setting in rank[h][:FINALISTS]]
-        if wanted:
-            final |= {(setting, h): v for h, v in zip(wanted, score(setting, batch, wanted), strict=True)}
-    best = {h: max((s for s in screened if (s, h) in final), key=lambda s: final[s, h]) for h in horizons}
-    return {h: _constant(*best[h], h) for h in horizons}
+
+    final: dict[int, dict[Setting, float]] = {h: {} for h in horizons}
+
+    def judge(wanted: Mapping[Setting, list[int]]) -> None:
+        for setting, own in wanted.items():
+            for h, value in zip(own, score(setting, batch, own), strict=True):
+                final[h][setting] = value
+
+    finalists = {s: [h for h in horizons if s in rank[h][:FINALISTS]] for s in screened}
+    judge({s: own for s, own in finalists.items() if own})
+    # All tasks may prefer an edge of what the few were screened with: then what lies beyond is tried on all.
+    while extensions:
+        further = {h: _beyond(final[h], {*screened, *final[h]}) for h in horizons}
+        if not any(further.values()):
+            break
+        judge({s: [h for h in horizons if s in further[h]] for s in sorted(set().union(*further.values()))})
+        extensions -= 1
+    return {h: _constant(*max(final[h], key=lambda s: final[h][s]), h) for h in horizons}
 
 
 def _grid() -> list[Setting]:
@@ -170,20 +181,26 @@ def _grid() -> list[Setting]:
 
 def _beyond_the_edges(scores: Mapping[Setting, Values], horizons: int) -> set[Setting]:
     """Return the settings next to each optimizer's best ones that lie on the edge of its grid."""
+    parts = [_beyond({s: float(v[i]) for s, v in scores.items()}, scores) for i in range(horizons)]
+    return set().union(*parts)
+
+
+def _beyond(scores: Mapping[Setting, float], tried: Collection[Setting]) -> set[Setting]:
+    """Return the settings next to each optimizer's best one where that lies on the edge of what was tried."""
     wanted: set[Setting] = set()
-    for index in range(horizons):
-        for optimizer in {name for name, _ in scores}:
-            # Of each optimizer on its own: one that is cut off may lose for that reason only.
-            mine = {size: values[index] for (name, size), values in scores.items() if name == optimizer}
-            best = max(mine, key=lambda size: mine[size])
-            # On a plateau (masks that do not change yet, say) an edge is no better than what lies inside,
-            # and nothing is cut off; where every fit diverged, all that can help is smaller steps.
-            inside = [v for size, v in mine.items() if min(mine) < size < max(mine)]
-            cut_off = mine[best] > max(inside, default=-math.inf) or mine[best] <= WORST
-            if best == min(mine) and cut_off:
-                wanted.add((optimizer, best / GRID_RATIO))
-            if best == max(mine) and cut_off:
-                wanted.add((optimizer, best * GRID_RATIO))
+    for optimizer in {name for name, _ in scores}:
+        # Of each optimizer on its own: one that is cut off may lose for that reason only.
+        mine = {size: value for (name, size), value in scores.items() if name == optimizer}
+        sizes = [size for name, size in tried if name == optimizer]
+        best = max(mine, key=lambda size: mine[size])
+        # On a plateau (masks that do not change yet, say) an edge is no better than what lies inside,
+        # and nothing is cut off; where every fit diverged, all that can help is smaller steps.
+        inside = [v for size, v in mine.items() if min(sizes) < size < max(sizes)]
+        cut_off = mine[best] > max(inside, default=-math.inf) or mine[best] <= WORST
+        if best == min(sizes) and cut_off:
+            wanted.add((optimizer, best / GRID_RATIO))
+        if best == max(sizes) and cut_off:
+            wanted.add((optimizer, best * GRID_RATIO))
     return wanted
 
 

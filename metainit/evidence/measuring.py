@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from metainit.adaptation import trajectory
-from metainit.card import AdaptationRoutine, Spec, canonical_json
+from metainit.card import AdaptationRoutine, Card, Spec, canonical_json
 from metainit.checkpoint import SUFFIX, write_atomically
 from metainit.domains.base import Domain, TaskBatch
 from metainit.errors import DataError, SourceError
@@ -145,7 +145,8 @@ def measure(
     """Measure starts beside their controls on held-out tasks.
 
     A learned start runs its card's routine. Analytic starts and controls get, for each number of steps, the
-    optimizer and step size that do best on validation tasks, over all their draws.
+    optimizer and step size that do best on validation tasks, over all their draws. The table names the
+    sources that were learned on other data than the domain's, and may have been trained on some of the tasks.
 
     Args:
         sources: what `metainit.load` takes; the first learned one is the candidate of the headline. A source
@@ -215,12 +216,15 @@ def measure(
             return Series(first.name, role, routine, stacked)
 
         prior: Start | None = None
+        other_data: dict[str, str] = {}
         cost = 0
         digest = loaded[0][0].card.digest
         for group, initializations in zip(groups, loaded, strict=True):
             starts = _starts(initializations, group, target, domain, drawn)
             taken = [s.source for s in series]
             starts = [replace(s, name=_unique(s.name, taken)) for s in starts]
+            if unlike := _other_data([i.card for i in initializations], domain):
+                other_data[starts[0].name] = unlike
             learned = starts[0].routine is not None
             role: Role = "control"
             if learned:
@@ -244,7 +248,8 @@ def measure(
             if starts:
                 label = _unique(starts[0].name, [s.source for s in series])
                 series.append(curves_of([replace(s, name=label) for s in starts], "control"))
-    return Evidence(record_of(series, domain, spec, domain_spec, steps, test, drawn, failed, digest), kept)
+    record = record_of(series, domain, spec, domain_spec, steps, test, drawn, failed, other_data, digest)
+    return Evidence(record, kept)
 
 
 def held_out(domain: Domain, split: Literal["validation", "test"], count: int) -> TaskBatch:
@@ -300,6 +305,13 @@ def _starts(
         )
         starts.append(Start(first.card.name, weights_of(filled)))
     return starts
+
+
+def _other_data(cards: Sequence[Card], domain: Domain) -> str:
+    """Return what the cards say of their data where these are not the domain's, or an empty string."""
+    here = domain.fingerprint()
+    unlike = [c.provenance.data for c in cards if c.provenance.data.fingerprint not in ("", here)]
+    return ", ".join(dict.fromkeys(data.description or data.fingerprint[:12] for data in unlike))
 
 
 def _unique(name: str, taken: Sequence[str]) -> str:

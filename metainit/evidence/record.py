@@ -63,8 +63,11 @@ class Headline(Record):
 class EvidenceRecord(Record):
     """What is written to evidence.json.
 
-    `left_out`: controls that could not be made for some seed, and why. `candidate_digest`: of the first
-    source's card, so that evidence that lies beside other weights is told apart.
+    `task_groups`: the photograph or patient, say, of each task; none where each task is its own. `left_out`:
+    controls that could not be made for some seed, and why. `other_data`: learned sources whose cards name
+    other data than the domain's, or other rules that make tasks of them, and what the cards say of the data:
+    such a source may have been trained on some of the tasks. `candidate_digest`: of the first source's card,
+    so that evidence that lies beside other weights is told apart.
     """
 
     schema_version: Literal[2] = 2
@@ -75,12 +78,25 @@ class EvidenceRecord(Record):
     higher_is_better: bool = True
     steps: list[int]
     task_ids: list[str]
+    task_groups: list[str] = Field(default_factory=list)
     seeds: list[int]
     curves: list[Curve]
     comparisons: list[Comparison]
     headline: Headline | None
     left_out: dict[str, str] = Field(default_factory=dict)
+    other_data: dict[str, str] = Field(default_factory=dict)
     candidate_digest: str = ""
+
+    @property
+    def groups(self) -> int:
+        """The number of different groups that the tasks come from."""
+        return len(set(self.task_groups or self.task_ids))
+
+    @model_validator(mode="after")
+    def _a_group_for_each_task(self) -> EvidenceRecord:
+        if self.task_groups and len(self.task_groups) != len(self.task_ids):
+            raise ValueError(f"{len(self.task_groups)} task_groups of {len(self.task_ids)} task_ids")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -114,6 +130,7 @@ def record_of(
     test: TaskBatch,
     seeds: list[int],
     left_out: dict[str, str],
+    other_data: dict[str, str],
     candidate_digest: str,
 ) -> EvidenceRecord:
     """Return the record: the candidate compared with all others, its headline with the best control."""
@@ -123,13 +140,16 @@ def record_of(
     candidate = next((s for s in series if s.role == "candidate"), None)
     others = [s for s in series if s is not candidate]
     ordinary = [s for s in others if s.role == "control"]
+    groups = test.groups
     if candidate is not None:
-        comparisons = [_compare(metric, candidate, o, steps, k) for o in others for k in range(len(steps))]
+        comparisons = [
+            _compare(metric, candidate, o, steps, k, groups) for o in others for k in range(len(steps))
+        ]
     if candidate is not None and ordinary:
         own = int(candidate.routine.get("steps", steps[-1]))
         at = steps.index(own) if own in steps else len(steps) - 1
         best = max(ordinary, key=lambda o: o.values[metric][:, :, at].mean())
-        gain = _compare(metric, candidate, best, steps, at)
+        gain = _compare(metric, candidate, best, steps, at, groups)
         headline = Headline(
             metric=metric,
             steps=steps[at],
@@ -149,18 +169,22 @@ def record_of(
         metric=metric,
         steps=steps,
         task_ids=list(test.ids),
+        task_groups=[] if len(set(groups)) == len(groups) else list(groups),
         seeds=seeds,
-        curves=[_curve(metric, s) for s in series],
+        curves=[_curve(metric, s, groups) for s in series],
         comparisons=comparisons,
         headline=headline,
         left_out=left_out,
+        other_data=other_data,
         candidate_digest=candidate_digest,
     )
 
 
-def _compare(metric: str, candidate: Series, other: Series, steps: Sequence[int], at: int) -> Comparison:
+def _compare(
+    metric: str, candidate: Series, other: Series, steps: Sequence[int], at: int, groups: Sequence[str]
+) -> Comparison:
     mine, theirs = candidate.values[metric], other.values[metric]
-    gain = paired_bootstrap(mine[:, :, at], theirs[:, :, at])
+    gain = paired_bootstrap(mine[:, :, at], theirs[:, :, at], groups=groups)
     reached = mine[:, :, at].mean()
     level = next((s for i, s in enumerate(steps) if theirs[:, :, i].mean() >= reached), None)
     return Comparison(
@@ -173,9 +197,9 @@ def _compare(metric: str, candidate: Series, other: Series, steps: Sequence[int]
     )
 
 
-def _curve(metric: str, series: Series) -> Curve:
+def _curve(metric: str, series: Series, groups: Sequence[str]) -> Curve:
     values = series.values[metric]
-    intervals = [bootstrap(values[:, :, i]) for i in range(values.shape[2])]
+    intervals = [bootstrap(values[:, :, i], groups=groups) for i in range(values.shape[2])]
     others = {k: v for k, v in series.values.items() if k != metric}
     return Curve(
         source=series.source,

@@ -40,11 +40,15 @@ def text_table(record: EvidenceRecord) -> str:
     within = f" in {scale.unit}" if scale.unit else ""
     counts = ", ".join(sorted({f"{len(c.values)} for {c.role}s" for c in record.curves}))
     lines.append(
-        f"{record.metric}{within}, mean [95 % interval] over {len(record.task_ids)} held-out tasks and seeds "
+        f"{record.metric}{within}, mean [95 % interval] over {_tasks(record)} and seeds "
         f"({counts}); without a routine of its own a start has its best optimizer and "
         "step size for each number of steps"
     )
     lines += [f"left out: {reason}" for reason in record.left_out.values()]
+    lines += [
+        f"{name} was learned on other data ({data}): it may have been trained on some of these tasks"
+        for name, data in record.other_data.items()
+    ]
     if record.headline is not None:
         h = record.headline
         lines.append(
@@ -53,6 +57,13 @@ def text_table(record: EvidenceRecord) -> str:
             f"[{scale.text(h.low, signed=True, unit=False)}, {scale.text(h.high, signed=True, unit=False)}]"
         )
     return "\n".join(lines)
+
+
+def _tasks(record: EvidenceRecord) -> str:
+    tasks = f"{len(record.task_ids)} held-out tasks"
+    if record.groups == len(record.task_ids):
+        return tasks
+    return f"{tasks} in {record.groups} group{'' if record.groups == 1 else 's'}"
 
 
 def plot_curves(record: EvidenceRecord, path: Path) -> None:
@@ -80,7 +91,7 @@ def plot_curves(record: EvidenceRecord, path: Path) -> None:
     scale = scale_of(record.metric)
     axes.set_ylabel(scale.named(record.metric))
     axes.set_ylim(bottom=max(0.0, min(min(c.mean) for c in record.curves) - scale.margin))
-    axes.set_title(f"{len(record.task_ids)} held-out tasks, 95 % intervals", fontsize=10)
+    axes.set_title(f"{_tasks(record)}, 95 % intervals", fontsize=10)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     _write(figure, path)

@@ -35,7 +35,7 @@ def pretrain_shared_encoder(
 
     Args:
         network: what to fill, in place.
-        inputs: ``(points, in_features)``.
+        inputs: ``(points, in_features)``; cast to the network's type, as the signals are.
         signals: ``(signals, points, out_features)``.
         generator: random state of the starting weights.
         steps: Adam steps on the sum over the signals of the mean squared error.
@@ -49,6 +49,8 @@ def pretrain_shared_encoder(
     Source: Vyas et al. 2024, "Learning Transferable Features for Implicit Neural Representations"
     (STRAINER), section 3; with noise for signals, "Noise Pretraining for INRs" (Snp), arXiv:2603.29034.
     """
+    like = next(network.parameters(), inputs)
+    inputs, signals = (t.to(like.dtype) if t.is_floating_point() else t for t in (inputs, signals))
     try:
         output = network(inputs)
     except RuntimeError as error:

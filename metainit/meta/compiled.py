@@ -34,7 +34,7 @@ class CompiledRule:
 
     Example:
         >>> from metainit.meta.registry import RULES
-        >>> compiled = CompiledRule(RULES['fomaml', 1])
+        >>> compiled = CompiledRule(RULES['fomaml'].orders[1])
         >>> compiled.kernels
         0
     """

@@ -6,12 +6,13 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from metainit.card import AdaptationRoutine, Continuation, Record
-from metainit.errors import CheckpointError, DivergenceError
+from metainit.errors import CheckpointError, DivergenceError, suggestion
 from metainit.meta.engine import Execution
+from metainit.meta.registry import RULES
 from metainit.meta.state import InnerSteps, MetaGradient, MetaParameters, Parameters
 from metainit.meta.variation import Variation
 from metainit.networks.heads import head_names
@@ -38,7 +39,7 @@ class AlgorithmConfig(Record):
     on compiling the rule, and less on every step.
     """
 
-    rule: Literal["reptile", "fomaml", "fomaml_tail", "maml", "meta_sgd"] = "meta_sgd"
+    rule: str = "meta_sgd"
     order: Literal[1, 2] = 2
     engine: Literal["metainit", "learn2learn"] = "metainit"
     execution: Execution = "auto"
@@ -52,20 +53,29 @@ class AlgorithmConfig(Record):
     minibatch: int | None = Field(default=None, ge=1)
     memory_format: MemoryFormat = "auto"
 
+    @field_validator("rule")
+    @classmethod
+    def _known(cls, rule: str) -> str:
+        if rule not in RULES:
+            raise ValueError(f"no rule is called {rule!r}; {suggestion(rule, RULES)}")
+        return rule
+
     @model_validator(mode="after")
     def _check(self) -> AlgorithmConfig:
-        learns = self.rule == "meta_sgd"
-        if learns and self.step_sizes == "fixed":
-            raise ValueError("meta_sgd learns step sizes: set step_sizes to tensor or parameter")
-        if not learns and self.step_sizes != "fixed":
+        own = RULES[self.rule]
+        if own.learns_step_sizes and self.step_sizes == "fixed":
+            raise ValueError(f"{self.rule} learns step sizes: set step_sizes to tensor or parameter")
+        if not own.learns_step_sizes and self.step_sizes != "fixed":
             raise ValueError(f"{self.rule} does not learn step sizes: set step_sizes to fixed")
-        if (self.rule == "fomaml_tail") != (self.tail > 0):
+        if own.holds_back and self.tail == 0:
+            raise ValueError(f"{self.rule} holds back at least 1 example: set tail to their number, got 0")
+        if not own.holds_back and self.tail > 0:
+            able = ", ".join(name for name, rule in RULES.items() if rule.holds_back)
+            raise ValueError(f"tail goes with {able}, got {self.tail} for {self.rule}: leave it out")
+        if not own.query_gradient and self.adapts == "head":
             raise ValueError(
-                f"tail goes with fomaml_tail, which holds back at least 1 example, got {self.tail} for "
-                f"{self.rule}"
+                f"{self.rule} learns only what is adapted: set adapts to all, or choose another rule"
             )
-        if self.rule == "reptile" and self.adapts == "head":
-            raise ValueError("reptile learns only what is adapted: set adapts to all, or choose another rule")
         if self.variation.active and (self.compiled or self.engine != "metainit"):
             raise ValueError(
                 "augmentation and minibatch draw new examples in each step, which neither a compiled rule "

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -35,21 +36,20 @@ def build(spec: Spec, seed: int = 0) -> nn.Module:
     """Build the network that a spec names, with its framework-default weights drawn from `seed`.
 
     Raises:
-        RecipeError: the name is not in `NETWORKS`, or the network does not take an argument.
+        RecipeError: the name is not in `NETWORKS`, or the network does not take an argument or its value.
 
     Example:
         >>> network = build(Spec(name='siren', arguments={'width': 16, 'depth': 3}))
         >>> sum(p.numel() for p in network.parameters())
         371
+        >>> build(Spec(name='siren', arguments={'omega': 'fast'}))
+        Traceback (most recent call last):
+        ...
+        metainit.errors.RecipeError: network.omega is 'fast': input should be a valid number
     """
     if spec.name not in NETWORKS:
         raise RecipeError(f"no network is called {spec.name!r}; {suggestion(spec.name, NETWORKS)}")
-    known = inspect.signature(NETWORKS[spec.name]).parameters
-    for argument in spec.arguments:
-        if argument not in known:
-            raise RecipeError(
-                f"network {spec.name!r} takes no argument {argument!r}; {suggestion(argument, known)}"
-            )
+    _require_arguments(spec)
     with torch.random.fork_rng(devices=[]):
         # The CPU generator alone: fork_rng puts that one back, a GPU's would stay reseeded.
         torch.default_generator.manual_seed(seed)
@@ -57,6 +57,23 @@ def build(spec: Spec, seed: int = 0) -> nn.Module:
             return NETWORKS[spec.name](**spec.arguments)
         except (TypeError, ValueError) as error:
             raise RecipeError(f"network {spec.name!r} cannot be built: {error}") from error
+
+
+def _require_arguments(spec: Spec) -> None:
+    """Raise unless the network takes every argument of the spec, of its annotated type and finite."""
+    known = inspect.signature(NETWORKS[spec.name], eval_str=True).parameters
+    for argument, value in spec.arguments.items():
+        if argument not in known:
+            raise RecipeError(
+                f"network {spec.name!r} takes no argument {argument!r}; {suggestion(argument, known)}"
+            )
+        # Strict: a flag is no number, and a text that reads as one is not one.
+        config = ConfigDict(strict=True, allow_inf_nan=False)
+        try:
+            TypeAdapter(known[argument].annotation, config=config).validate_python(value)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise RecipeError(f"network.{argument} is {value!r}: {said[0].lower()}{said[1:]}") from error
 
 
 def complete(spec: Spec) -> Spec:

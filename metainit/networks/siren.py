@@ -45,7 +45,7 @@ class Siren(nn.Module):
     Shapes: ``(..., in_features)`` -> ``(..., out_features)``, any floating type.
 
     Raises:
-        ValueError: a size is not positive.
+        ValueError: a size or a frequency is not positive.
 
     Source: Sitzmann et al. 2020, "Implicit Neural Representations with Periodic Activation
     Functions", sections 3 and 3.2; the variant from Tancik et al. 2021, "Learned
@@ -72,6 +72,8 @@ class Siren(nn.Module):
                 f"sizes must be positive and depth at least 2, got in_features={in_features}, "
                 f"out_features={out_features}, width={width}, depth={depth}"
             )
+        if min(omega, omega_first) <= 0:
+            raise ValueError(f"frequencies must be positive, got omega={omega}, omega_first={omega_first}")
         self.offset = offset
         sizes = [in_features] + [width] * (depth - 1)
         omegas = [omega_first] + [omega] * (depth - 2)

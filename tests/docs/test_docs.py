@@ -24,7 +24,7 @@ from metainit.domains.structures import KINDS
 from metainit.evidence.overlap import OVERLAP_METRICS
 from metainit.initializers import INITIALIZERS
 from metainit.meta.outer import AlgorithmConfig, OuterConfig
-from metainit.meta.registry import PAPERS, RULES
+from metainit.meta.registry import RULES
 from metainit.networks import NETWORKS
 from pipelines.recipe import load_recipe, recipe_names
 from pipelines.tracking import ListSink
@@ -199,7 +199,7 @@ def rows(page: str) -> str:
     ("page", "names"),
     [
         ("initializers.md", INITIALIZERS),
-        ("meta-learning.md", {rule for rule, _ in RULES}),
+        ("meta-learning.md", RULES),
         ("meta-learning.md", AlgorithmConfig.model_fields),
         ("meta-learning.md", OuterConfig.model_fields),
         ("images.md", ImageConfig.model_fields.keys() - {"folder", "npz"}),
@@ -239,7 +239,7 @@ def test_the_text_names_the_routine() -> None:
     ("page", "papers"),
     [
         ("initializers.md", [paper for _, paper in INITIALIZERS.values()]),
-        ("meta-learning.md", PAPERS.values()),
+        ("meta-learning.md", [rule.paper for rule in RULES.values()]),
     ],
     ids=["sources", "rules"],
 )

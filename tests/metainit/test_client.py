@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import metainit
 from metainit.client import CACHE, Client, resolve_url
 from metainit.errors import EndpointError
 from metainit.places import cache_folder
@@ -315,6 +317,103 @@ def test_addresses() -> None:
         Client("faces")
 
 
+class Behind(httpx.BaseTransport):
+    """A proxy that offers an endpoint under a path, which the endpoint does not know of."""
+
+    def __init__(self, inner: httpx.BaseTransport) -> None:
+        self.inner = inner
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.raw_path.decode()
+        if not path.startswith("/team/"):
+            return httpx.Response(404)
+        inner = httpx.Request(
+            request.method, request.url.copy_with(raw_path=path[5:].encode()), headers=request.headers
+        )
+        return self.inner.handle_request(inner)
+
+
+def test_an_endpoint_behind_a_path(
+    wire: Faulty, shelf: Shelf, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.add("more", 7)
+    store.refresh()
+    with Client(f"{URL}/team", transport=Behind(wire), cache=tmp_path / "cache") as client:
+        page = client._json
+        monkeypatch.setattr(client, "_json", lambda url: page(url.replace("limit=200", "limit=1")))
+        assert [item["name"] for item in client.list()] == ["faces", "more"]
+        assert client.fetch("faces").read_bytes() == shelf.files["faces"][1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("following", "said"),
+    [
+        ("http://elsewhere/v1/inits?after=a", "which is not on http://endpoint: not followed"),
+        ("/v1/inits?limit=200", "names itself as the next page"),
+    ],
+)
+def test_a_next_page_that_leads_nowhere_is_asked_once(following: str, said: str, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        return httpx.Response(200, json={"items": [], "next": following})
+
+    with Client(URL, transport=httpx.MockTransport(handle), cache=tmp_path) as client:
+        with pytest.raises(EndpointError, match=said):
+            client.list()
+    assert asked == [f"{URL}/v1/inits?limit=200"]
+
+
+def test_evidence_is_asked_for_once(client: Client, wire: Faulty, shelf: Shelf) -> None:
+    digest = client.fetch("faces/1").stem
+    assert client.evidence("faces/1", digest) == {"metric": "psnr", "steps": [0, 2]}
+    wire.down = True
+    assert client.evidence("faces/1", digest) == {"metric": "psnr", "steps": [0, 2]}
+    wire.down = False
+    other = shelf.digests[shelf.files["faces"][2]]
+    assert client.evidence("faces/1", other) is None
+
+
+def test_an_answer_without_end_is_left_off(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metainit.client.MAX_EVIDENCE_BYTES", 100)
+    with pytest.raises(EndpointError, match="sends more than 100 bytes"):
+        client.show("faces")
+
+
+def test_a_loaded_address_has_its_evidence(
+    wire: Faulty, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METAINIT_CACHE", str(tmp_path / "shared"))
+    made = httpx.Client
+    monkeypatch.setattr(
+        "metainit.client.httpx.Client", lambda **options: made(**{**options, "transport": wire})
+    )
+    monkeypatch.setattr("metainit.transfer.time.sleep", lambda _: None)
+    first, second = (f"{URL}/v1/inits/faces/versions/{number}" for number in (1, 2))
+    start = metainit.load(first)
+    assert start.evidence == {"metric": "psnr", "steps": [0, 2]}
+    Client(URL).fetch("faces/2")
+    wire.down = True
+    assert metainit.load(first).evidence == start.evidence
+    assert metainit.load(second).evidence is None  # its weights are here, its evidence was never asked for
+
+
+def test_evidence_of_other_weights_is_left_out(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = shelf.files["faces"][1].with_name("evidence.json")
+    beside.write_text(json.dumps({"candidate_digest": "0" * 64}))
+    monkeypatch.setenv("METAINIT_CACHE", str(tmp_path / "shared"))
+    made = httpx.Client
+    with InProcess(create_app(Store(shelf, tmp_path / "store", poll=3600.0))) as transport:
+        monkeypatch.setattr(
+            "metainit.client.httpx.Client", lambda **options: made(**{**options, "transport": transport})
+        )
+        assert resolve_url(f"{URL}/v1/inits/faces").evidence == {"candidate_digest": "0" * 64}
+        assert metainit.load(f"{URL}/v1/inits/faces").evidence is None
+
+
 def test_resolve_url_uses_the_shared_cache(
     wire: Faulty, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,7 +424,8 @@ def test_resolve_url_uses_the_shared_cache(
         return made(**{**options, "transport": wire})  # type: ignore[arg-type]
 
     monkeypatch.setattr("metainit.client.httpx.Client", in_process)
-    path = resolve_url("http://endpoint/v1/inits/faces@champion")
+    path, evidence = resolve_url("http://endpoint/v1/inits/faces@champion")
+    assert evidence == {"metric": "psnr", "steps": [0, 2]}
     assert path.is_relative_to(tmp_path / "shared") and path.is_relative_to(cache_folder(CACHE))
     assert file_sha256(path) == shelf.digests[shelf.files["faces"][1]]
 

@@ -11,6 +11,7 @@ import pytest
 
 from metainit.cli import main
 from metainit.diagnosis import Finding, diagnose
+from metainit.places import cache_folder
 
 NOWHERE = Path("/proc/metainit")
 """A folder that nobody can make, not even root."""
@@ -42,6 +43,18 @@ def test_a_sound_set_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert not [line for line in lines if line.startswith("error")]
     assert any(line.startswith("ok       registry: 0 names registered") for line in lines)
     assert any(line.startswith(f"ok       data folder: {tmp_path / 'home'}") for line in lines)
+
+
+def test_the_folders_are_those_that_metainit_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("METAINIT_CACHE")
+    found = by_subject()["cache folder"]
+    assert found.text.startswith(f"{tmp_path / 'home' / 'cache'},")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("METAINIT_HOME", "~/data")
+    monkeypatch.setenv("METAINIT_CACHE", "~/fast")
+    findings = by_subject()
+    assert findings["data folder"].text.startswith(f"{tmp_path / 'data'},")
+    assert findings["cache folder"].text.startswith(f"{cache_folder('endpoint').parent},")
 
 
 def main_returns(arguments: list[str], status: int) -> None:

@@ -81,6 +81,15 @@ class TestLoad:
         with pytest.raises(CheckpointError, match="evidence.json"):
             metainit.load(stored)
 
+    def test_evidence_without_end_is_refused(self, stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        beside = stored.parent / "evidence.json"
+        beside.write_text('{"a": ' + 100 * "[" + 100 * "]" + "}")
+        with pytest.raises(CheckpointError, match=r"evidence.json is nested deeper than 64; mend it"):
+            metainit.load(stored)
+        monkeypatch.setattr("metainit.bounded.MAX_EVIDENCE_BYTES", 100)
+        with pytest.raises(CheckpointError, match=r"evidence.json has more than 100 bytes; mend it"):
+            metainit.load(stored)
+
     def test_a_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"cannot read .*gone.safetensors: No such file"):
             metainit.load(tmp_path / "gone.safetensors")

@@ -41,6 +41,21 @@ def test_a_later_version_has_to_beat_the_champion_task_by_task() -> None:
     assert (same.alias, same.gain) == ("challenger", 0.0)
 
 
+def test_crops_of_few_photographs_prove_less_than_as_many_photographs() -> None:
+    """Of four photographs the new version is better on three; the gate must not count their 16 crops."""
+    candidate, champion = make_evidence(30.0, seed=1), make_evidence(30.0, seed=1)
+    for seed in candidate["curves"][0]["values"]:
+        for task, at in enumerate(seed):
+            at[1] += 0.4 if task < 12 else -0.3
+    assert decide(candidate, champion).alias == "champion"
+    groups = [f"photograph-{i // 4}" for i in range(16)]
+    decision = decide({**candidate, "task_groups": groups}, champion)
+    assert decision.alias == "challenger"
+    assert "3 seeds, 16 tasks in 4 groups" in decision.reason
+    with pytest.raises(RegistryError, match="15 groups, expected one for each of 16 tasks"):
+        decide({**candidate, "task_groups": groups[1:]}, champion)
+
+
 def test_a_metric_that_is_better_when_lower() -> None:
     less = make_evidence(1.0, seed=1, higher_is_better=False)
     more = make_evidence(2.0, seed=2, higher_is_better=False)

@@ -106,6 +106,40 @@ def test_a_damaged_version_is_quarantined_and_the_alias_stays(
     assert shelf.downloads == before, "a damaged version is not brought again at once"
 
 
+def test_what_was_damaged_while_stopped_is_brought_again(store: Store, shelf: Shelf, tmp_path: Path) -> None:
+    store.refresh()
+    blob = store.get(Reference.parse("faces")).blob
+    good = blob.read_bytes()
+    blob.chmod(0o644)
+    blob.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    restarted = Store(shelf, tmp_path / "store")
+    assert restarted.at_hand(Reference.parse("faces")) is None
+    assert (tmp_path / "store/quarantine" / blob.name).is_file() and not blob.exists()
+    restarted.refresh()
+    assert version(restarted, "faces") == 1 and blob.read_bytes() == good
+
+
+def test_a_blob_is_verified_before_it_is_served_under_its_checksum(
+    store: Store, shelf: Shelf, tmp_path: Path
+) -> None:
+    store.refresh()
+    blob = store.get(Reference.parse("faces/1")).blob
+    blob.chmod(0o644)
+    blob.write_bytes(b"damaged")
+    restarted = Store(shelf, tmp_path / "store")
+    assert restarted.blob(blob.stem).read_bytes() == shelf.files["faces"][1].read_bytes()
+
+
+def test_evidence_beyond_the_limits_is_left_out(
+    store: Store, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = shelf.files["faces"][1].with_name("evidence.json")
+    beside.write_text('{"a": ' + 100 * "[" + 100 * "]" + "}")
+    store.refresh()
+    assert store.get(Reference.parse("faces/1")).evidence is None
+    assert store.get(Reference.parse("faces/2")).evidence is not None
+
+
 def test_wrong_content_under_a_right_checksum_is_refused(store: Store, shelf: Shelf) -> None:
     shelf.add("junk", 6)
     path = shelf.files["junk"][1]

@@ -273,6 +273,16 @@ class TestSlices:
         assert batch.ids == ("ct-8", "ct-9", "ct-10", "ct-11")
         torch.testing.assert_close(batch.query["image"].amax((1, 2, 3)), torch.tensor([0.4, 0.45, 0.5, 0.55]))
 
+    def test_slices_of_one_patient_are_one_group(self, tmp_path: Path) -> None:
+        ct = from_npz(stored(tmp_path))
+        for split in SPLITS:
+            batch = ct.tasks(0, 0, 2, split)
+            expected = [str(int(name.split("-")[1]) // 2) for name in batch.ids]
+            assert list(batch.groups) == expected
+            assert batch[1:].groups == batch.map(lambda t: t)[1:].groups == (expected[1],)
+        phantoms = CTDomain(CTConfig(size=8, held_out=3)).tasks(0, 0, 3, "test")
+        assert phantoms.groups == phantoms.ids
+
     def test_the_split_by_group_does_not_depend_on_the_order(self, tmp_path: Path) -> None:
         names = np.array(list("abcdef"))
         (tmp_path / "b").mkdir()

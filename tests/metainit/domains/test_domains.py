@@ -187,3 +187,13 @@ def test_augmenting_keeps_what_a_support_is(row: str) -> None:
     assert any(not torch.equal(one[name], support[name]) for name in support)
     still = domain.augmented(support, torch.Generator().manual_seed(0), 0.0)
     assert all(torch.equal(still[name], support[name]) for name in support)
+
+
+def test_a_batch_has_a_group_for_each_task() -> None:
+    values = {"values": torch.arange(3.0)}
+    assert TaskBatch(values, values, {}, ("a", "b", "c")).groups == ("a", "b", "c")
+    batch = TaskBatch(values, values, {}, ("a", "b", "c"), ("x", "x", "y"))
+    assert [task.groups for task in batch] == [("x",), ("x",), ("y",)]
+    assert batch.to(torch.device("cpu"), torch.float64).groups == batch.groups
+    with pytest.raises(DataError, match="a group for each of the 3 tasks, got 2"):
+        TaskBatch(values, values, {}, ("a", "b", "c"), ("x", "y"))

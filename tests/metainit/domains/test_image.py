@@ -1,5 +1,8 @@
 """The image domain: every source, pure sampling, disjoint splits, masks, and errors that help."""
 
+import hashlib
+import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from metainit.domains.images import (
     as_pixels,
     bundled_photographs,
     centre_cropped,
+    compact,
     read_image,
     resized,
     with_channels,
@@ -145,6 +149,14 @@ class TestTasks:
     def test_random_crops_come_from_halved_sizes_too(self) -> None:
         batch = domain(RNG.random((10, 32, 48, 3)), fit="random_crop").tasks(0, 0, 60)
         assert {name.split("@")[1].split("x")[0] for name in batch.ids} == {"1", "2", "4"}
+
+    @pytest.mark.parametrize("split", SPLITS)
+    @pytest.mark.parametrize("fit", FITS)
+    def test_crops_of_one_image_are_one_group(self, split: Split, fit: str) -> None:
+        batch = domain(fit=fit).tasks(0, 0, 2, split)
+        names = [name.partition("@")[0] for name in batch.ids]
+        assert list(batch.groups) == names
+        assert batch[1:].groups == batch.map(lambda t: t)[1:].groups == (names[1],)
 
 
 class TestSplits:
@@ -524,3 +536,60 @@ class TestDomain:
     def test_without_a_source_it_says_what_to_give(self) -> None:
         with pytest.raises(DataError, match="set data to a folder of images or an npz file, or give arrays"):
             ImageDomain(ImageConfig())
+
+
+class TestMemory:
+    """A folder can hold more images than fit into memory at full size."""
+
+    SIDE, COUNT = 128, 24
+
+    def folder(self, path: Path) -> list[np.ndarray]:
+        drawn = np.random.default_rng(3).integers(0, 256, (self.COUNT, self.SIDE, self.SIDE, 3), np.uint8)
+        for i, pixels in enumerate(drawn):
+            Image.fromarray(pixels).save(path / f"{i:02}.png")
+        return list(drawn)
+
+    @pytest.mark.parametrize(("fit", "kept", "peak"), [("crop", 0.05, 0.4), ("random_crop", 0.6, 0.85)])
+    def test_full_images_are_not_kept(self, tmp_path: Path, fit: Any, kept: float, peak: float) -> None:
+        self.folder(tmp_path)
+        config = ImageConfig(folder=tmp_path, height=8, width=8, fit=fit)
+        ImageDomain(config)  # what is imported on the way
+        tracemalloc.start()
+        try:
+            held = ImageDomain(config)
+            now, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        floats = self.COUNT * self.SIDE**2 * 3 * 4
+        assert held.size("validation")
+        assert now < kept * floats
+        assert most < peak * floats
+
+    @pytest.mark.parametrize("fit", FITS)
+    def test_the_fingerprint_is_that_of_the_full_images(self, tmp_path: Path, fit: Any) -> None:
+        drawn = self.folder(tmp_path)
+        config = ImageConfig(folder=tmp_path, height=8, width=8, fit=fit)
+        total = hashlib.sha256(config.model_dump_json(exclude={"folder", "npz"}).encode())
+        for i, pixels in enumerate(drawn):
+            total.update(f"{i:02}.png\x1f{pixels.shape}\x1fNone".encode() + as_pixels(pixels, "").tobytes())
+        assert ImageDomain(config).fingerprint() == total.hexdigest()
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+    def test_crops_are_exact(self, dtype: Any) -> None:
+        drawn = np.random.default_rng(4).random((8, 16, 16, 3)) * (1 if dtype == np.float32 else 255)
+        drawn = drawn.astype(dtype)
+        batch = domain(drawn, fit="random_crop", flip=False, width=8).tasks(0, 0, 40)
+        seen = 0
+        for name, values in zip(batch.ids, batch.query["values"], strict=True):
+            number, level, top, left = map(int, re.findall(r"\d+", name))
+            cut = as_pixels(drawn[number], "")[top : top + 8, left : left + 8]
+            if level == 1:
+                assert np.array_equal(values.numpy(), cut.reshape(-1, 3))
+                seen += 1
+        assert seen > 5
+
+    def test_bytes_come_back_as_the_same_floats(self) -> None:
+        every = as_pixels(np.arange(256, dtype=np.uint8).reshape(16, 16), "")
+        assert compact(every).dtype == np.uint8
+        assert np.array_equal((torch.from_numpy(compact(every)).to(torch.float32) / 255).numpy(), every)
+        assert compact(np.nextafter(every, np.float32(0.5))).dtype == np.float32

@@ -122,6 +122,16 @@ class TestSplits:
 
 
 class TestTasks:
+    def test_tasks_of_one_held_out_class_are_one_group(self) -> None:
+        made = domain()
+        batch = made.tasks(0, 0, 6, "test")
+        assert batch.groups == made.classes("test") * 3
+        assert batch[1:3].groups == batch.map(lambda t: t)[1:3].groups == batch.groups[1:3]
+        mixed = domain([image(n, [0, 1]) for n in range(40)], split="images").tasks(0, 0, 6, "test")
+        drawn = SegmentationDomain(SegmentationConfig(source="synthesised", height=16, width=16))
+        for alone in (mixed, drawn.tasks(0, 0, 6, "test")):
+            assert alone.groups == alone.ids and len(set(alone.groups)) == 6
+
     def test_images_of_a_task_show_one_class_and_are_all_different(self) -> None:
         batch = domain(shots=3, queries=3).tasks(0, 0, 20)
         for support, query, labels in zip(

@@ -255,3 +255,15 @@ def test_a_setting_that_wins_on_few_tasks_may_lose_on_all() -> None:
     whole = best_routines(on, [from_zero()], all_of(on), [1])
     assert few[1].step_size == pytest.approx(1.0)
     assert whole[1].step_size == pytest.approx(1 / GRID_RATIO)
+
+
+def test_an_edge_that_only_all_tasks_prefer_is_gone_beyond() -> None:
+    """The first three bowls want a step inside the grid, most of the others one half a decade beyond it."""
+    inside, edge, beyond = SGD_GRID[-2], SGD_GRID[-1], SGD_GRID[-1] * GRID_RATIO
+    sizes = [inside, inside, *[edge] * 7, *[beyond] * 15]
+    centres = [0.3, -0.8, 1.7, 0.1, 2.0, -1.0, 0.6, -0.4] * 3
+    on = Bench(Level(), Bowls([1 / size for size in sizes], centres))
+    few = best_routines(on, [from_zero()], all_of(on)[:3], [1])
+    whole = best_routines(on, [from_zero()], all_of(on), [1])
+    assert few[1].step_size == pytest.approx(inside)
+    assert (whole[1].optimizer, whole[1].step_size) == ("sgd", pytest.approx(beyond))

@@ -14,9 +14,9 @@ import torch
 
 import metainit
 from metainit import checkpoint
-from metainit.card import AdaptationRoutine, Spec
+from metainit.card import AdaptationRoutine, DataSource, Provenance, Spec
 from metainit.domains.ct import CTConfig, CTDomain
-from metainit.domains.image import ImageDomain
+from metainit.domains.image import ImageConfig, ImageDomain
 from metainit.errors import DataError, MismatchError, RecipeError, SourceError
 from metainit.evidence.curves import Bench, Start, weights_of
 from metainit.evidence.measuring import Evidence, held_out, measure
@@ -24,7 +24,15 @@ from metainit.evidence.record import Comparison, Curve, EvidenceRecord, Headline
 from metainit.evidence.statistics import Values, bootstrap, paired_bootstrap
 from metainit.initialization import load
 from metainit.networks import build, fitted_spec
-from tests.metainit.evidence.toys import NETWORK, blob_domain, blob_prior, write_prior
+from tests.metainit.evidence.toys import (
+    BLOB_DOMAIN,
+    NETWORK,
+    SIDE,
+    blob_domain,
+    blob_prior,
+    blobs,
+    write_prior,
+)
 
 STEPS = [0, 1, 2, 4]
 CONTROLS = ("kaiming", "siren", "shuffled")
@@ -216,6 +224,52 @@ def test_a_second_prior_is_a_source_and_the_first_learned_one_the_candidate(
 def test_a_start_that_learns_from_signals_gets_the_training_ones(domain: ImageDomain) -> None:
     found = measure(["strainer"], domain, [0, 1], network=NETWORK, controls=(), seeds=1, tuning_tasks=2)
     assert [c.source for c in found.record.curves] == ["strainer"]
+
+
+def test_computed_starts_see_whole_images_where_training_sees_some_of_their_pixels() -> None:
+    config = ImageConfig.model_validate({**BLOB_DOMAIN.arguments, "points": 16})
+    some = ImageDomain.from_arrays(blobs(30), config)
+    assert some.tasks(0, 0, 1).support["values"].shape[1] == 16
+    assert some.observation(4).shape == (4, len(some.example_inputs()), 1)
+    names = ["siren", "strainer"]
+    found = measure(names, some, [0, 1], network=NETWORK, controls=(), seeds=1, tuning_tasks=2)
+    assert [c.source for c in found.record.curves] == names
+
+
+def test_intervals_count_photographs_and_not_crops() -> None:
+    config = ImageConfig(
+        height=SIDE, width=SIDE, channels=1, fit="random_crop", test_share=0.2, held_out_crops=12
+    )
+    crops = ImageDomain.from_arrays(blobs(10, side=2 * SIDE), config)
+    record = measure("siren", crops, [0], network=NETWORK, controls=(), seeds=1).record
+    assert sorted(set(record.task_groups)) == ["array[8]", "array[9]"] and len(record.task_groups) == 12
+    (curve,) = record.curves
+    expected = bootstrap(values_of(curve)[:, :, 0], groups=record.task_groups)
+    assert (curve.low[0], curve.high[0]) == pytest.approx((expected.low, expected.high), abs=2e-4)
+    assert "over 12 held-out tasks in 2 groups and seeds" in Evidence(record).table()
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "description", "says"),
+    [
+        ("", "faces", None),
+        (blob_domain().fingerprint(), "faces", None),
+        ("f" * 64, "faces", "blobs-0 was learned on other data (faces)"),
+        ("f" * 64, "", "blobs-0 was learned on other data (ffffffffffff)"),
+    ],
+)
+def test_a_prior_of_other_data_may_have_been_trained_on_the_tasks(
+    fingerprint: str, description: str, says: str | None, prior: Path, domain: ImageDomain, tmp_path: Path
+) -> None:
+    data = DataSource(description=description, fingerprint=fingerprint)
+    stored = checkpoint.load(prior)
+    card = stored.card.model_copy(update={"provenance": Provenance(data=data)})
+    checkpoint.save(tmp_path / "blobs-0.safetensors", stored.tensors, card)
+    found = measure([tmp_path / "blobs-0.safetensors", "siren"], domain, [0, 1], 2, controls=(), seeds=1)
+    expected = {} if says is None else {"blobs-0": description or "f" * 12}
+    assert found.record.other_data == expected
+    lines = [line for line in found.table().splitlines() if "other data" in line]
+    assert lines == ([] if says is None else [f"{says}: it may have been trained on some of these tasks"])
 
 
 def test_the_network_takes_its_outputs_from_the_domain() -> None:

@@ -12,6 +12,7 @@ from metainit.evidence.measuring import Evidence
 from metainit.evidence.record import Curve, EvidenceRecord, Headline
 from metainit.evidence.report import plot_reconstructions
 
+ROOT = Path(__file__).parents[3]
 NAMES = ("faces", "siren", "kaiming", "siren_scaled")
 
 
@@ -59,6 +60,38 @@ def test_the_table_has_every_start_once_the_candidate_first_then_the_best(eviden
     assert "over 4 held-out tasks and seeds (3 for candidates, 3 for controls)" in lines[-2]
     assert lines[-1].endswith("17.00 dB of the best control (siren_scaled): +8.00 dB [+7.50, +8.50]")
     assert max(map(len, lines[:6])) == len(lines[0]) == len(lines[1])
+
+
+def test_the_table_in_the_guide_ends_as_tables_do(evidence: Evidence) -> None:
+    _, _, said = evidence.table().splitlines()[-2].partition("; ")
+    assert said.startswith("without a routine")
+    assert said in (ROOT / "docs" / "pictures" / "evidence.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("groups", "says"),
+    [
+        ("abcd", "over 4 held-out tasks and"),
+        ("aabb", "4 held-out tasks in 2 groups and"),
+        ("aaaa", "in 1 group "),
+    ],
+)
+def test_the_table_says_how_many_groups_the_tasks_come_from(
+    evidence: Evidence, groups: str, says: str, tmp_path: Path
+) -> None:
+    record = evidence.record.model_copy(update={"task_groups": list(groups)})
+    found = Evidence(record)
+    assert says in found.table().splitlines()[-2]
+    found.to_json(tmp_path / "evidence.json")
+    assert Evidence.from_json(tmp_path / "evidence.json").record == record
+
+
+def test_groups_are_as_many_as_tasks_or_none_at_all(evidence: Evidence) -> None:
+    value = evidence.record.model_dump(mode="json")
+    del value["task_groups"]
+    assert EvidenceRecord.model_validate(value) == evidence.record  # written before there were groups
+    with pytest.raises(ValueError, match="3 task_groups of 4 task_ids"):
+        EvidenceRecord.model_validate({**value, "task_groups": ["a", "a", "b"]})
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])

@@ -80,6 +80,47 @@ def test_pairing_sees_a_gain_that_the_spread_of_the_tasks_hides() -> None:
     assert unpaired.mean == pytest.approx(paired.mean)
 
 
+def test_tasks_that_are_alike_are_no_independent_draws() -> None:
+    """12 photographs, 16 crops of each: the interval is that of 12 draws and not of 192."""
+    rng = np.random.default_rng(8)
+    offsets = normal(rng, 1, 12, scale=3.0)
+    values = np.repeat(offsets, 16, axis=1) + normal(rng, 1, 192, scale=0.01)
+    groups = [f"photograph {i}" for i in range(12) for _ in range(16)]
+    found = bootstrap(values, groups=groups)
+    assert found.mean == pytest.approx(values.mean())
+    assert half_width(found) == pytest.approx(Z * offsets.std() / np.sqrt(12), rel=0.06)
+    assert half_width(bootstrap(values)) < 0.3 * half_width(found)
+
+
+def test_groups_and_the_tasks_within_them_add_their_variances() -> None:
+    rng = np.random.default_rng(9)
+    offsets, within = normal(rng, 1, 40, scale=1.0), normal(rng, 40, 10, scale=4.0)
+    values = (offsets.T + within).reshape(1, -1)
+    found = paired_bootstrap(
+        values, np.zeros((1, 400)), groups=[str(i) for i in range(40) for _ in range(10)]
+    )
+    means = values.reshape(40, 10)
+    error = np.sqrt(means.mean(1).var() / 40 + means.var(1).mean() / 400)
+    assert half_width(found) == pytest.approx(Z * error, rel=0.06)
+
+
+@pytest.mark.parametrize("groups", [None, [str(i) for i in range(20)]])
+def test_a_group_for_each_task_changes_nothing(groups: list[str] | None) -> None:
+    values = normal(np.random.default_rng(10), 3, 20)
+    assert bootstrap(values, groups=groups) == bootstrap(values)
+
+
+def test_of_a_single_group_only_the_tasks_vary() -> None:
+    values = normal(np.random.default_rng(11), 1, 200)
+    found = bootstrap(values, groups=["one"] * 200)
+    assert half_width(found) == pytest.approx(Z * values.std() / np.sqrt(200), rel=0.06)
+
+
+def test_groups_of_other_tasks_are_refused() -> None:
+    with pytest.raises(DataError, match="a group for each of the 4 tasks, got 3"):
+        bootstrap(np.zeros((1, 4)), groups=["a", "a", "b"])
+
+
 def test_seeds_that_both_sides_share_are_drawn_once() -> None:
     rng = np.random.default_rng(6)
     luck = normal(rng, 8, 1, scale=5.0)

@@ -402,6 +402,15 @@ class TestSharedEncoder:
             expected = torch.zeros_like(slope) if name.startswith("layers.3") else -1e-3 * slope.sign()
             torch.testing.assert_close(moved, expected, atol=1e-6, rtol=0, msg=name)
 
+    def test_data_in_single_precision_fill_a_network_in_double(self) -> None:
+        network, x, signals = siren().double(), pixel_grid(5, 5), drawn(3, 25, 3)
+        pretrain_shared_encoder(network, x, signals, torch.Generator().manual_seed(0), steps=3)
+        exact = siren().double()
+        pretrain_shared_encoder(
+            exact, x.double(), signals.double(), torch.Generator().manual_seed(0), steps=3
+        )
+        assert equal(state(network), state(exact))
+
     def test_fits_signals_that_share_an_encoder(self) -> None:
         losses: list[float] = []
         network, x = siren(), pixel_grid(6, 6)

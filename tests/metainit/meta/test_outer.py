@@ -238,7 +238,7 @@ def test_step_sizes_start_where_the_recipe_says() -> None:
     [
         ({"rule": "meta_sgd", "step_sizes": "fixed"}, "set step_sizes to tensor or parameter"),
         ({"rule": "maml", "step_sizes": "tensor"}, "set step_sizes to fixed"),
-        ({"rule": "mamml", "step_sizes": "fixed"}, "reptile"),
+        ({"rule": "mamml", "step_sizes": "fixed"}, "did you mean 'maml'"),
         ({"inner_steps": 0}, "greater than or equal to 1"),
         ({"inner_step_size": 0}, "greater than 0"),
         ({"inner_stepsize": 1}, "not permitted"),

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from metainit.adaptation import trajectory
 from metainit.domains.base import Tensors
 from metainit.meta.engine import choose
-from metainit.meta.outer import OuterConfig, OuterLoop, routine_of
-from metainit.meta.registry import PAPERS, RULES, rule_for
+from metainit.meta.outer import AlgorithmConfig, OuterConfig, OuterLoop, routine_of
+from metainit.meta.registry import RULES, OuterRule, gradient_evaluations, rule_for
 from metainit.meta.state import InnerSteps, MetaGradient, MetaParameters, TaskLosses
 from metainit.networks import function_of
 from tests.metainit.meta.problems import (
@@ -30,8 +31,29 @@ ROUNDING = 1e-12
 
 
 def test_the_table_has_every_rule() -> None:
-    assert {rule_for(algorithm(row)) for row in TABLE} == set(RULES.values())
-    assert {algorithm(row).rule for row in TABLE} == {name for name, _ in RULES} == set(PAPERS)
+    functions = {function for rule in RULES.values() for function in rule.orders.values()}
+    assert {rule_for(algorithm(row)) for row in TABLE} == functions
+    assert {algorithm(row).rule for row in TABLE} == set(RULES)
+
+
+def test_a_new_rule_needs_its_registry_line_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def halved(losses: TaskLosses, meta: MetaParameters, inner: InnerSteps) -> MetaGradient:
+        raise NotImplementedError
+
+    line = OuterRule({1: halved}, "nobody", learns_step_sizes=True, holds_back=True, query_gradient=False)
+    monkeypatch.setattr("metainit.meta.registry.RULES", table := {**RULES, "halved": line})
+    monkeypatch.setattr("metainit.meta.outer.RULES", table)
+    config = AlgorithmConfig(rule="halved", step_sizes="tensor", tail=2, inner_steps=3)
+    assert rule_for(config) is halved
+    assert gradient_evaluations(config) == 3
+    for wrong, says in (
+        ({"step_sizes": "fixed"}, "halved learns step sizes"),
+        ({"tail": 0}, "halved holds back"),
+        ({"adapts": "head"}, "halved learns only what is adapted"),
+        ({"rule": "halvd"}, "did you mean 'halved'"),
+    ):
+        with pytest.raises(ValidationError, match=says):
+            AlgorithmConfig(**{**config.model_dump(), **wrong})
 
 
 def after_adaptation(meta: MetaParameters, row: str) -> float:

@@ -210,9 +210,18 @@ def test_a_mistyped_name_gets_a_suggestion() -> None:
         build(Spec(name="sirn"))
 
 
-@pytest.mark.parametrize("wrong", [{"width": "wide"}, {"width": 2.5}, {"width": None}])
+@pytest.mark.parametrize("wrong", [
+    {"width": "wide"}, {"width": 2.5}, {"width": None}, {"width": True}, {"omega": "abc"},
+    {"omega": math.nan}, {"omega_first": math.inf}, {"offset": [1]}
+])  # fmt: skip
 def test_an_argument_of_another_type_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match="cannot be built"):
+    with pytest.raises(RecipeError, match=rf"^network\.{next(iter(wrong))} is "):
+        network_of("siren", **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"omega": 0}, {"omega": -30.0}, {"omega_first": 0.0}])
+def test_a_frequency_must_be_positive(wrong: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=f"frequencies must be positive, got .*{next(iter(wrong))}="):
         network_of("siren", **wrong)
 
 
@@ -276,8 +285,10 @@ def test_the_last_layer_is_called_head(row: str) -> None:
 
 @pytest.mark.parametrize("name", ["unet", "efficientlab"])
 def test_an_unknown_normalization_is_refused(name: str) -> None:
-    with pytest.raises(RecipeError, match="norm is 'layer', the choices are: batch, group"):
+    with pytest.raises(RecipeError, match=r"network\.norm is 'layer': input should be 'group' or 'batch'"):
         build(Spec(name=name, arguments={"norm": "layer"}))
+    with pytest.raises(ValueError, match="norm is 'layer', the choices are: batch, group"):
+        NETWORKS[name](norm="layer")
 
 
 class TestNormalization:
