@@ -24,6 +24,7 @@ SUMMARIES: Mapping[str, str] = {
     "doctor": "Say what is wrong with a set-up, and how to mend it",
     "train": "Train a recipe; Ray starts locally unless RAY_ADDRESS is set",
     "submit": "Send a recipe to a Ray cluster as a job",
+    "tune": "Search the adaptation routine of a registered prior",
     "measure": "Measure starts beside tuned controls on held-out tasks",
     "fit": "Fit a network to a file or to every file of a folder",
     "list": "List what is registered",

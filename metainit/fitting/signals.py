@@ -181,7 +181,7 @@ class _Job:
         like = next(self.prepared.network.parameters())
         channels = self.prepared.network(like.new_zeros(1, 2)).shape[-1]
         domain = self.prepared.start.card.domain
-        known = domain.arguments if domain is not None and domain.name == "ct" else {}
+        known = domain.arguments if domain is not None else {}
         return read_signal(path, channels, {k: known[k] for k in GEOMETRY if k in known})
 
     def _finished(self, path: Path) -> dict[str, Any] | None:
