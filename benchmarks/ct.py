@@ -204,7 +204,8 @@ def table(cells: Cells, name: str) -> None:
     """Print the table for RESULTS.md."""
     v = cells.values
     mean = np.array([v[f"{name}/mean/1"]])
-    print(f"mean training image: {_cell(mean)}\n")
+    groups = held_out(domain(name, SIDE, 1), "test", 64).groups
+    print(f"mean training image: {_cell(mean, groups)}; {len(set(groups))} groups of tasks\n")
     print("| views | prior | best ordinary, twice the views | prior - ordinary | prior - mean image |")
     print("|---|---|---|---|---|")
     for views in VIEWS:
@@ -215,11 +216,11 @@ def table(cells: Cells, name: str) -> None:
         prior = _stack(v, f"{name}/prior/{views}")
         other = _stack(v, f"{name}/ordinary/{2 * views}")
         own = v[f"{name}/chosen/{views}"]
-        gain, over = paired_bootstrap(prior, other), paired_bootstrap(prior, mean)
+        gain, over = (paired_bootstrap(prior, o, groups=groups) for o in (other, mean))
         chosen = v[f"{name}/tuned/{2 * views}"]
         print(
-            f"| {views} | {_cell(prior)} ({_setting(own)}) | {_cell(other)} ({chosen['start']}, "
-            f"{_setting(chosen)}) | {gain.mean:+.2f} [{gain.low:+.2f}, "
+            f"| {views} | {_cell(prior, groups)} ({_setting(own)}) | {_cell(other, groups)} "
+            f"({chosen['start']}, {_setting(chosen)}) | {gain.mean:+.2f} [{gain.low:+.2f}, "
             f"{gain.high:+.2f}] | {over.mean:+.2f} [{over.low:+.2f}, {over.high:+.2f}] |"
         )
     print([v.get(f"{name}/train/{s}", {}).get("cpu_seconds") for s in SEEDS])
@@ -233,8 +234,8 @@ def _stack(values: Mapping[str, Any], prefix: str) -> np.ndarray:
     return np.array([values[f"{prefix}/{seed}"]["psnr"] for seed in SEEDS])
 
 
-def _cell(values: np.ndarray) -> str:
-    interval = bootstrap(values)
+def _cell(values: np.ndarray, groups: Sequence[str]) -> str:
+    interval = bootstrap(values, groups=groups)
     return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 

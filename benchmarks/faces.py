@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -231,19 +231,23 @@ def table(cells: Cells) -> None:
     gain = paired_bootstrap(prior[:, :, 2], rows[best][:, :, 2])
     print(f"\nafter 2 steps against {best}: {gain.mean:+.2f} dB [{gain.low:+.2f}, {gain.high:+.2f}]")
     for key in sorted({k.split("/")[1] for k in v if k.startswith("many/")}):
-        many = np.array([v[f"many/{key}/{s}"]["psnr"] for s in SEEDS if f"many/{key}/{s}" in v])
-        print(f"{key}: " + ", ".join(f"{s} steps {_cell(many[:, :, i])}" for i, s in enumerate(MANY)))
-    for key in [k for k in v if k.startswith("native/prior")][:1]:
-        side = np.array([v[f"native/prior/{s}"]["psnr"] for s in SEEDS])
-        print("native 96x96 prior: ", [_cell(side[:, :, i]) for i in range(3)], key)
-        for name in NATIVE_CONTROLS:
-            other = np.array([v[f"native/{name}/{s}"]["psnr"] for s in SEEDS])
-            print("native 96x96", name, [_cell(other[:, :, i]) for i in range(3)])
+        many = _measured(v, f"many/{key}")
+        shown = ", ".join(f"{s} steps {_cell(many[:, :, i])}" for i, s in enumerate(MANY))
+        print(f"{key} ({len(many)} seeds): {shown}")
+    for name in ("prior", *NATIVE_CONTROLS):
+        side = _measured(v, f"native/{name}")
+        if len(side):
+            print(f"native 96x96 {name} ({len(side)} seeds):", [_cell(side[:, :, i]) for i in range(3)])
     print("| start | " + " | ".join(map(str, DEEP)) + " |")
     for key in [k for k in v if k.startswith("deep/")]:
         means = np.mean(v[key]["psnr"], 0)
         print(f"| {key.removeprefix('deep/')} | " + " | ".join(f"{m:.1f}" for m in means) + " |")
     print({k: v[k] for k in v if k.startswith("train/")})
+
+
+def _measured(values: Mapping[str, Any], prefix: str) -> np.ndarray:
+    """Return the values of the seeds that were measured, ``(seeds, tasks, steps)``."""
+    return np.array([values[f"{prefix}/{s}"]["psnr"] for s in SEEDS if f"{prefix}/{s}" in values])
 
 
 def _cell(values: np.ndarray) -> str:

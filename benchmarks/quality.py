@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -174,23 +174,32 @@ def best(cells: Cells, side: str) -> tuple[float, float]:
     return chosen["inner"], chosen["outer"]
 
 
+def _reached(curve: Sequence[Sequence[float]], level: float) -> float:
+    """Return the CPU seconds after which a curve has reached a level; infinite where it never does."""
+    return next((seconds for seconds, value in curve if value >= level), float("inf"))
+
+
 def table(cells: Cells) -> None:
     """Print the table for RESULTS.md."""
-    print("| seed | learn2learn after 10 CPU min | ours reaches it after | share | ours at the end |")
+    print(
+        "| seed | learn2learn at its end | ours at its end | ours reaches theirs after | "
+        "theirs reaches ours after |"
+    )
     print("|---|---|---|---|---|")
     shares = []
     for seed in SEEDS:
         if f"peer/{seed}" not in cells.values or f"ours/{seed}" not in cells.values:
             continue
         goal = cells.values[f"peer/{seed}"]["curve"][-1]
-        curve = cells.values[f"ours/{seed}"]["curve"]
-        reached = next((t for t, v in curve if v >= goal[1]), float("inf"))
-        shares.append(reached / goal[0])
+        end = cells.values[f"ours/{seed}"]["curve"][-1]
+        reached = _reached(cells.values[f"ours/{seed}"]["curve"], goal[1])
+        theirs = _reached(cells.values[f"peer/{seed}"]["curve"], end[1])
+        shares.append(end[0] / theirs)
         print(
-            f"| {seed} | {goal[1]:.2f} dB ({goal[0]:.0f} s) | {reached:.0f} s | {shares[-1]:.3f} | "
-            f"{curve[-1][1]:.2f} dB ({curve[-1][0]:.0f} s) |"
+            f"| {seed} | {goal[1]:.2f} dB ({goal[0]:.0f} s) | {end[1]:.2f} dB ({end[0]:.0f} s) | "
+            f"{reached:.0f} s | {theirs:.0f} s |"
         )
-    print(f"share of the peer's time: mean {np.mean(shares):.3f}, worst {np.max(shares):.3f}")
+    print(f"our time to our end over the peer's to as much: {np.round(shares, 2)}")
     for side in ("peer", "ours"):
         print(side, "rates (inner, outer):", best(cells, side))
 
