@@ -38,7 +38,13 @@ TIE = 0.1
 WATCH_SECONDS = 20.0
 # Six settings a side, and three more where the best of them lay on the edge.
 PEER_GRID = (*itertools.product((0.01, 0.03, 0.1), (1e-4, 3e-4)), (0.003, 3e-4), (0.01, 1e-3), (0.03, 1e-3))
-OUR_GRID = (*itertools.product((0.005, 0.01, 0.02), (2e-4, 4e-4)), (0.01, 1e-4), (0.01, 8e-4), (0.02, 1e-4))
+OUR_GRID = (
+    *itertools.product((0.005, 0.01, 0.02), (2e-4, 4e-4)),
+    (0.01, 1e-4),
+    (0.01, 8e-4),
+    (0.02, 1e-4),
+    (0.04, 2e-4),
+)
 META_BATCH = 3
 OUR_META_BATCH = 2
 POINTS = 1024
