@@ -49,8 +49,8 @@ def bounded(step: Callable[[], None], clock: Clock) -> None:
     thread.join(max(0.0, clock.left()))
     if thread.is_alive():
         raise EndpointError(
-            f"Ray Serve did not start within {clock.patience:.0f} s; see the logs of Ray, "
-            "by default in /tmp/ray/session_latest/logs/serve"
+            f"Ray Serve did not start within {clock.patience:.0f} s; see logs/serve in the folder "
+            "of its session, which Ray keeps in its temporary folder"
         )
     if failures:
         raise failures[0]

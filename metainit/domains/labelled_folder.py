@@ -30,9 +30,9 @@ from metainit.domains.masks import (
     read_labels,
     read_pixels,
 )
+from metainit.domains.pairing import MASK, image_and_mask
 from metainit.errors import DataError
 
-MASK = "_mask"
 FOREGROUND = "foreground"
 
 
@@ -95,26 +95,21 @@ def _class_folder(folder: Path, rules: FolderRules, unusable: Unusable) -> Itera
     for stem in sorted(masks.keys() - rest.keys()):
         unusable(str(masks[stem]), DataError(f"{masks[stem]}: there is no image {stem}.* beside this mask"))
     for stem, same in rest.items():
-        pngs = [p for p in same if p.suffix.lower() == ".png"]
-        if stem not in masks and len(same) == 2 and len(pngs) == 1:
-            masks[stem] = pngs[0]
-            same = [p for p in same if p not in pngs]
-        if len(same) > 1:
-            names = ", ".join(p.name for p in same)
-            unusable(
-                str(same[0]), DataError(f"{folder}: which is the image, and which the mask, of {names}?")
-            )
+        try:
+            image, mask = image_and_mask(same, masks.get(stem))
+        except DataError as error:
+            unusable(str(same[0]), error)
             continue
-        if stem not in masks:
+        if mask is None:
             unusable(
-                str(same[0]),
+                str(image),
                 DataError(
-                    f"{same[0]}: there is no mask beside this image; expected {stem}{MASK}.png, or "
+                    f"{image}: there is no mask beside this image; expected {stem}{MASK}.png, or "
                     f"{stem}.png beside an image of another type"
                 ),
             )
             continue
-        yield from _pair(same[0], {folder.name: masks[stem]}, f"{folder.name}/{stem}", rules, unusable)
+        yield from _pair(image, {folder.name: mask}, f"{folder.name}/{stem}", rules, unusable)
 
 
 def _pair(

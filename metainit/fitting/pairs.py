@@ -23,10 +23,10 @@ import numpy as np
 
 from metainit.domains.images import SUFFIXES, Array, with_channels
 from metainit.domains.masks import Mask, as_mask, read_labels, read_pixels
+from metainit.domains.pairing import MASK, image_and_mask
 from metainit.domains.segmentation_loss import IGNORE
 from metainit.errors import DataError
 
-MASK = "_mask"
 IMAGES, MASKS, LABELS, TRUTH = "images", "masks", "labels", "truth"
 
 
@@ -163,14 +163,9 @@ def _side_by_side(folder: Path, outside: Iterable[Path]) -> tuple[dict[str, Path
             pictures.setdefault(name, []).append(path)
     images: dict[str, Path] = {}
     for name, same in pictures.items():
-        pngs = [path for path in same if path.suffix.lower() == ".png"]
-        if name not in masks and len(same) == 2 and len(pngs) == 1:
-            masks[name] = pngs[0]
-            same = [path for path in same if path not in pngs]
-        if len(same) > 1:
-            names = ", ".join(path.name for path in same)
-            raise DataError(f"{folder}: which is the image, and which the mask, of {names}?")
-        images[name] = same[0]
+        images[name], mask = image_and_mask(same, masks.get(name))
+        if mask is not None:
+            masks[name] = mask
     return images, masks
 
 

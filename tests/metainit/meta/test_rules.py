@@ -38,7 +38,8 @@ def test_the_table_has_every_rule() -> None:
 
 def test_a_new_rule_needs_its_registry_line_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def halved(losses: TaskLosses, meta: MetaParameters, inner: InnerSteps) -> MetaGradient:
-        raise NotImplementedError
+        half = {name: value / 2 for name, value in meta.weights.items()}
+        return MetaGradient(half, meta.step_sizes, losses.query(meta.weights).detach(), losses.tasks)
 
     line = OuterRule({1: halved}, "nobody", learns_step_sizes=True, holds_back=True, query_gradient=False)
     monkeypatch.setattr("metainit.meta.registry.RULES", table := {**RULES, "halved": line})
@@ -46,6 +47,11 @@ def test_a_new_rule_needs_its_registry_line_alone(monkeypatch: pytest.MonkeyPatc
     config = AlgorithmConfig(rule="halved", step_sizes="tensor", tail=2, inner_steps=3)
     assert rule_for(config) is halved
     assert gradient_evaluations(config) == 3
+    network, domain = small_siren(), SineDomain()
+    meta = start_of(network, config)
+    found = gradient_of(config, domain, network, meta, domain.tasks(0, 0, 2))
+    assert found.tasks == 2
+    assert all(torch.allclose(v, meta.weights[k]) for k, v in found.weights.items())  # twice a half
     for wrong, says in (
         ({"step_sizes": "fixed"}, "halved learns step sizes"),
         ({"tail": 0}, "halved holds back"),
