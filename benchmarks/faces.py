@@ -55,9 +55,9 @@ NATIVE_CONTROLS = ("siren_scaled", "mean_signal")
 """The best ordinary start and the best control of all at 64x64."""
 MANY = (5, 10, 25, 50)
 DEEP = (0, 1, 2, 5, 10, 25, 50, 100, 200, 500, 1000, 2000)
-DEEP_TASKS = 2
+DEEP_TASKS = 3
 DEEP_RATES = (1e-4 * GRID_RATIO, 1e-3, 1e-3 * GRID_RATIO)
-MAX_RATES = 4
+MAX_RATES = 6
 ENCODER_STEPS = 2000
 """Of the STRAINER-like start: about as much CPU time as the prior's training."""
 
