@@ -1,9 +1,10 @@
 """Run a rule over a batch of tasks: one after another, on threads, or all at once.
 
 Measured on CPUs: few tasks are fastest one after another, with all threads inside each operation; many gain
-from a thread a task with one thread inside each operation, the narrower the network the more; batching with
-`vmap` is slower than both there, and is what a GPU needs (see benchmarks/RESULTS.md). `choose` follows from
-the device and the sizes alone, never from a timing, so that a run can be repeated byte for byte.
+from a thread a task with one thread inside each operation, the narrower the network the more, and
+convolutions with two tasks already; batching with `vmap` is slower than both there, and is what a GPU needs
+(see benchmarks/RESULTS.md). `choose` follows from the device, the kind of network and the sizes alone, never
+from a timing, so that a run can be repeated byte for byte.
 """
 
 from __future__ import annotations
@@ -30,25 +31,30 @@ Execution = Literal["auto", "loop", "threads", "vmap"]
 
 NARROW_ELEMENTS = 128 * 128
 """Networks whose largest tensor is not larger count as narrow."""
-TASKS_FOR_THREADS = {"narrow": 4, "wide": 8}
+TASKS_FOR_THREADS = {"convolutional": 2, "narrow": 4, "wide": 8}
 """Meta-batches from which on a thread a task is faster on a CPU: with fewer, threads end up waiting."""
 
 
 def choose(execution: Execution, weights: Parameters, tasks: int) -> Literal["loop", "threads", "vmap"]:
-    """Resolve ``auto`` from the device, the largest tensor and the number of tasks.
+    """Resolve ``auto`` from the device, the kind and size of the largest tensor, and the number of tasks.
 
     Example:
         >>> choose('auto', {'w': torch.zeros(64, 64)}, tasks=16)
         'threads'
         >>> choose('auto', {'w': torch.zeros(256, 256)}, tasks=4)
         'loop'
+        >>> choose('auto', {'kernel': torch.zeros(64, 64, 3, 3)}, tasks=4)
+        'threads'
     """
     if execution != "auto":
         return execution
     if any(v.device.type != "cpu" for v in weights.values()):
         return "vmap"
-    width = "narrow" if max(v.numel() for v in weights.values()) <= NARROW_ELEMENTS else "wide"
-    return "threads" if tasks >= TASKS_FOR_THREADS[width] else "loop"
+    largest = max(weights.values(), key=lambda v: v.numel())
+    kind = "narrow" if largest.numel() <= NARROW_ELEMENTS else "wide"
+    if largest.ndim > 2:
+        kind = "convolutional"
+    return "threads" if tasks >= TASKS_FOR_THREADS[kind] else "loop"
 
 
 @contextmanager
