@@ -133,7 +133,7 @@ def draw(
                 axis.set_xlabel(caption, fontsize=7)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=8)
-    figure.savefig(PICTURE, dpi=110)
+    figure.savefig(PICTURE, dpi=80)
 
 
 if __name__ == "__main__":
