@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from benchmarks.cells import Cells, cpu_seconds, data_set, machine
+from benchmarks.choosing import Search, choose, routine_of
 from benchmarks.training import Plan, train
 from metainit import load
-from metainit.card import AdaptationRoutine, Continuation, Spec
+from metainit.card import Spec
 from metainit.domains.ct import CTConfig, CTDomain
 from metainit.evidence.controls import base as controls
 from metainit.evidence.controls.registry import make_controls
@@ -40,13 +41,15 @@ VIEWS = (1, 2, 4, 8)
 STEPS = (1, 2, 4, 6, 8, 10, 20, 50, 100, 200)
 """What each start's number of steps is chosen from: the same budget for all."""
 ORDINARY = ("siren", "siren_scaled", "default", "kaiming", "orthogonal", "lsuv")
-SCREENING, TUNING = 2, 6
-"""Validation tasks: few for every start and step size, more for the best ones."""
-FINALISTS = 3
-GRIDS = {"sgd": (0.1 / GRID_RATIO, 0.1), "adam": (1e-4, 1e-4 * GRID_RATIO, 1e-3)}
-MAX_EXTENSIONS = 5
-OWN = "own"
-"""A prior's learned step sizes, the last one repeated."""
+TUNING = 6
+"""Validation tasks."""
+SEARCH = Search(
+    grids={"sgd": (0.1 / GRID_RATIO, 0.1), "adam": (1e-4, 1e-4 * GRID_RATIO, 1e-3)},
+    steps=STEPS,
+    limits=(STEPS[-1],),
+    screening=2,
+    finalists=3,
+)
 CHEST = {
     "array": "hu128",
     "split_array": "split",
@@ -124,69 +127,16 @@ def _mean_image(name: str, views: int) -> list[float]:
     return [round(psnr(mean, image), 3) for image in held_out(ct, "test", 64).query["image"]]
 
 
-Setting = tuple[str, str, float]
-"""Start, optimizer and step size."""
-
-
-def _routine(start: Start, optimizer: str, rate: float) -> AdaptationRoutine:
-    """Return a constant optimizer; of a prior the one that takes over after its learned steps, if any."""
-    kind: Any = optimizer
-    if start.routine is None:
-        return AdaptationRoutine(optimizer=kind, steps=STEPS[-1], step_size=rate)
-    if optimizer == OWN:
-        return start.routine
-    return start.routine.model_copy(update={"continuation": Continuation(optimizer=kind, step_size=rate)})
-
-
 def _chosen(name: str, views: int, starts: Sequence[Start], network: nn.Module) -> dict[str, Any]:
-    """Return start, optimizer, step size and number of steps that do best on validation.
-
-    Every setting of half-decade grids is screened on few tasks, the grids growing until no start's best
-    value lies on an edge; the best settings are judged on more.
-    """
+    """Return start, optimizer, step size and number of steps that do best on validation."""
     ct = domain(name, SIDE, views)
-    bench, tuning = Bench(network, ct), held_out(ct, "validation", TUNING)
-    by_name = {start.name: start for start in starts}
-
-    def score(setting: Setting, tasks: int) -> np.ndarray:
-        start = by_name[setting[0]]
-        return bench.curve(start, _routine(start, *setting[1:]), tuning[:tasks], STEPS)["psnr"].mean(0)
-
-    screened: dict[Setting, float] = {}
-    wanted = {(n, o, r) for n in by_name for o, rates in GRIDS.items() for r in rates}
-    wanted |= {(start.name, OWN, 1.0) for start in starts if start.routine is not None}
-    while wanted:
-        screened |= {setting: float(score(setting, SCREENING).max()) for setting in sorted(wanted)}
-        wanted = {s for n in by_name for o in GRIDS for s in _beyond(screened, n, o)}
-    finalists = sorted(screened, key=lambda s: -screened[s])[:FINALISTS]
-    scores = {s: score(s, TUNING) for s in finalists}
-    best = max(scores, key=lambda s: scores[s].max())
-    return {
-        "start": best[0],
-        "optimizer": best[1],
-        "rate": best[2],
-        "steps": STEPS[int(scores[best].argmax())],
-        "validation": round(float(scores[best].max()), 3),
-        "settings": len(screened),
-    }
-
-
-def _beyond(screened: Mapping[Setting, float], name: str, optimizer: str) -> set[Setting]:
-    """Return the setting next to the best one of a start and optimizer where that lies on an edge."""
-    mine = {s: v for s, v in screened.items() if s[:2] == (name, optimizer)}
-    best = max(mine, key=lambda s: mine[s])[2]
-    rates = [s[2] for s in mine]
-    if len(rates) > len(GRIDS[optimizer]) + MAX_EXTENSIONS:
-        return set()
-    if best == min(rates):
-        return {(name, optimizer, best / GRID_RATIO)}
-    return {(name, optimizer, best * GRID_RATIO)} if best == max(rates) else set()
+    return choose(Bench(network, ct), starts, held_out(ct, "validation", TUNING), SEARCH)[STEPS[-1]]
 
 
 def _measured(name: str, views: int, start: Start, network: nn.Module, chosen: Any) -> dict[str, Any]:
     ct = domain(name, SIDE, views)
     begin = cpu_seconds()
-    routine = _routine(start, chosen["optimizer"], chosen["rate"])
+    routine = routine_of(start, chosen["optimizer"], chosen["rate"], STEPS[-1])
     values = Bench(network, ct).curve(start, routine, held_out(ct, "test", 64), [chosen["steps"]])
     return {
         "psnr": np.round(values["psnr"][:, 0], 3).tolist(),

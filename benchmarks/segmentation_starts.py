@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import json
+from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -16,17 +15,19 @@ from benchmarks.cells import WEIGHTS, cpu_seconds, data_set
 from benchmarks.training import Plan, train
 from metainit import load
 from metainit.card import Spec
-from metainit.domains.augmentation import AugmentationConfig
+from metainit.domains.base import TaskBatch
 from metainit.domains.segmentation import SegmentationConfig, SegmentationDomain
 from metainit.evidence.controls.base import Setting
 from metainit.evidence.controls.joint import joint
 from metainit.evidence.curves import Start, weights_of
+from metainit.evidence.measuring import held_out
 from metainit.initialization import Prior
 from metainit.meta.outer import AlgorithmConfig, OuterConfig
 from metainit.networks import build
 from metainit.networks.normalization import Norm
 
 SEEDS = (0, 1, 2)
+ORDINARY = ("default", "kaiming", "orthogonal", "lsuv")
 SHOTS, QUERIES = 5, 5
 TRAINING_STEPS = {"clothes": 350, "strokes": 500, "synth": 1500}
 INNER_STEPS, META_BATCH = 5, 4
@@ -35,6 +36,66 @@ INNER_STEPS, META_BATCH = 5, 4
 def network_spec(norm: Norm = "group") -> Spec:
     """Return the network that all of them share."""
     return Spec(name="unet", arguments={"width": 8, "depth": 5, "norm": norm})
+
+
+DATA: Mapping[str, tuple[str | None, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "clothes": (
+            "ccp_fashion",
+            {
+                "label_array": "y",
+                "label_names_array": "class_names",
+                "train_classes_array": "fewshot_train_classes",
+                "test_classes_array": "fewshot_val_classes",
+                "height": 96,
+                "width": 64,
+                "recolour": 0.5,
+                "augmentation": {"flips": ("horizontal",)},
+            },
+        ),
+        "strokes": (
+            "omniglot_small",
+            {
+                "source": "strokes",
+                "class_array": "y",
+                "class_names_array": "class_names",
+                "split_array": "split",
+                "height": 48,
+                "width": 48,
+            },
+        ),
+        "synth": (None, {"source": "synthesised"}),
+        "cells": (
+            "wbc",
+            {
+                "label_array": "mask",
+                "label_names_array": "mask_names",
+                "split_array": "split",
+                "split": "images",
+            },
+        ),
+        "membranes": (
+            "isbi_em",
+            {
+                "label_array": "mask",
+                "split_array": "split",
+                "group_array": "slice",
+                "split": "images",
+                "fit": "crop",
+            },
+        ),
+        "objects": (
+            "eth80",
+            {
+                "label_array": "mask",
+                "class_array": "category",
+                "class_names_array": "category_names",
+                "split_array": "split",
+            },
+        ),
+    }
+)
+"""Of each name the folder below METAINIT_DATA, if it needs one, and what the arrays mean."""
 
 
 @cache
@@ -46,57 +107,11 @@ def domain(name: str, shots: int = SHOTS) -> SegmentationDomain:
     ``cells`` and ``membranes``: microscopy, split by image and by slice; ``objects``: things on a blue cloth,
     split by category.
     """
-    extra: dict[str, Any]
-    if name == "clothes":
-        extra = {
-            "data": data_set("ccp_fashion"),
-            "label_array": "y",
-            "label_names_array": "class_names",
-            "train_classes_array": "fewshot_train_classes",
-            "test_classes_array": "fewshot_val_classes",
-            "height": 96,
-            "width": 64,
-            "recolour": 0.5,
-            "augmentation": AugmentationConfig(flips=("horizontal",)),
-        }
-    elif name == "strokes":
-        extra = {
-            "source": "strokes",
-            "data": data_set("omniglot_small"),
-            "class_array": "y",
-            "class_names_array": "class_names",
-            "split_array": "split",
-            "height": 48,
-            "width": 48,
-        }
-    elif name == "synth":
-        extra = {"source": "synthesised"}
-    elif name == "cells":
-        extra = {
-            "data": data_set("wbc"),
-            "label_array": "mask",
-            "label_names_array": "mask_names",
-            "split_array": "split",
-            "split": "images",
-        }
-    elif name == "membranes":
-        extra = {
-            "data": data_set("isbi_em"),
-            "label_array": "mask",
-            "split_array": "split",
-            "group_array": "slice",
-            "split": "images",
-            "fit": "crop",
-        }
-    else:
-        extra = {
-            "data": data_set("eth80"),
-            "label_array": "mask",
-            "class_array": "category",
-            "class_names_array": "category_names",
-            "split_array": "split",
-        }
-    return SegmentationDomain(SegmentationConfig(shots=shots, queries=QUERIES, **extra))
+    data, rules = DATA[name]
+    arguments = rules if data is None else {**rules, "data": data_set(data)}
+    return SegmentationDomain(
+        SegmentationConfig.model_validate({**arguments, "shots": shots, "queries": QUERIES})
+    )
 
 
 def plan(name: str, norm: Norm = "group") -> Plan:
@@ -149,31 +164,17 @@ def joint_start(name: str, seed: int) -> tuple[Start, dict[str, Any]]:
         "trained": said[-1],
         "pilots": said[:-1],
     }
-    _save(path, start)
+    path.parent.mkdir(exist_ok=True)
+    save_file({k: v.contiguous() for k, v in start.weights.items()}, path)
     note.write_text(json.dumps(facts))
     return start, facts
 
 
-def _save(path: Path, start: Start) -> None:
-    path.parent.mkdir(exist_ok=True)
-    save_file({k: v.contiguous() for k, v in start.weights.items()}, path)
-
-
-ORDINARY: tuple[Literal["default", "kaiming", "orthogonal", "lsuv"], ...] = (
-    "default", "kaiming", "orthogonal", "lsuv"
-)  # fmt: skip
-
-
 def network_of(norm: Norm = "group") -> nn.Module:
     """Return the network, whose weights are of no account."""
-    return copy.deepcopy(build(network_spec(norm)))
+    return build(network_spec(norm))
 
 
-def batch_of(name: str, split: Literal["validation", "test"], count: int, shots: int = SHOTS) -> Any:
+def batch_of(name: str, split: Literal["validation", "test"], count: int, shots: int = SHOTS) -> TaskBatch:
     """Return the first held-out tasks of a data set; with more shots the queries stay the same."""
-    from metainit.evidence.measuring import held_out
-
     return held_out(domain(name, shots), split, count)
-
-
-torch.set_num_threads(1)

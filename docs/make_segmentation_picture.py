@@ -1,6 +1,7 @@
 """Make the picture of the page about segmentation: `python docs/make_segmentation_picture.py --start PRIOR`.
 
-PRIOR is what `metainit train seg-synth` made: a checkpoint file, or its name in the registry.
+PRIOR is what `metainit train seg-synth` made: a checkpoint file, or its name in the registry. Where its card
+has no optimizer that takes over after the learned steps, the recipe's does.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from torch import Tensor
 
 from metainit import init_, load
 from metainit.adaptation import trajectory
-from metainit.card import AdaptationRoutine, Continuation
+from metainit.card import AdaptationRoutine
 from metainit.domains.base import TaskBatch
 from metainit.domains.segmentation import SegmentationConfig, SegmentationDomain
 from metainit.evidence.curves import Bench, Start, best_routines, weights_of
 from metainit.initialization import Prior
 from metainit.meta.state import TaskLosses
 from metainit.networks import build, function_of
+from pipelines.recipe import load_recipe
 
 STEPS = (0, 1, 5, 20)
 SIDE, SHOTS = 64, 5
-KINDS = (3, 11)
+SHOWN = (3, 11)
 """Numbers of the two synthesised test tasks that are shown."""
 PICTURE = Path(__file__).parent / "pictures" / "segmentation.png"
 ORDINARY = ("default", "kaiming", "orthogonal", "lsuv")
@@ -46,7 +48,7 @@ def coins() -> tuple[Tensor, Tensor]:
 def tasks(domain: SegmentationDomain) -> dict[str, TaskBatch]:
     """Return what is shown: two synthesised tasks of the test split, and the coins."""
     shown = {}
-    for number in KINDS:
+    for number in SHOWN:
         task = domain.tasks(0, number, 1, "test")
         shown[f"synthesised: {task.ids[0].split('-')[0]}"] = task
     images, labels = coins()
@@ -73,9 +75,8 @@ def main() -> None:
     )
     tuning = domain.tasks(0, 0, TUNING, "validation")
     bench = Bench(network, domain)
-    ours = prior.card.routine.model_copy(
-        update={"continuation": prior.card.routine.continuation or Continuation(step_size=1e-3)}
-    )
+    continuation = prior.card.routine.continuation or load_recipe("seg-synth").continuation
+    ours = prior.card.routine.model_copy(update={"continuation": continuation})
     rows = [("prior", weights_of(prior.init_(build(prior.card.network))), ours, prior.checkpoint.step_sizes)]
     scored = []
     for name in ORDINARY:

@@ -51,9 +51,10 @@ def choose(execution: Execution, weights: Parameters, tasks: int) -> Literal["lo
     if any(v.device.type != "cpu" for v in weights.values()):
         return "vmap"
     largest = max(weights.values(), key=lambda v: v.numel())
-    kind = "narrow" if largest.numel() <= NARROW_ELEMENTS else "wide"
     if largest.ndim > 2:
         kind = "convolutional"
+    else:
+        kind = "narrow" if largest.numel() <= NARROW_ELEMENTS else "wide"
     return "threads" if tasks >= TASKS_FOR_THREADS[kind] else "loop"
 
 
