@@ -89,7 +89,7 @@ def _abroad(v: Values) -> None:
             f"| {name} | {_cell(bootstrap(ours, groups=groups))} ({_setting(v['synth/chosen/prior'])}) | "
             f"{_cell(bootstrap(other, groups=groups))} ({_setting(v[f'{name}/chosen/scratch'])}) | "
             f"{_gain(paired_bootstrap(ours, other, groups=groups))} | {_cell(masks)} | "
-            f"{v[f'{name}/seconds']:.2f} |"
+            f"{v.get(f'{name}/seconds', 'not measured')} |"
         )
 
 
