@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := metainit pipelines serving
+PACKAGES := metainit hypernets pipelines serving
 export PYTHON VENV
 
 .PHONY: help venv demo test test-slow lint format wheel bench-setup clean

@@ -1,0 +1,1 @@
+"""Predicted and generated weights: architecture graphs, graph hypernetworks, diffusion over weights."""
