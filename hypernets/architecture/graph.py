@@ -181,7 +181,8 @@ class ArchitectureGraph:
         for edge in self.edges:
             if not 0 <= edge.source < edge.target < len(self.nodes):
                 raise ValueError(
-                    f"edge {edge.source} -> {edge.target}: expected a way forward between {len(self.nodes)} nodes"
+                    f"edge {edge.source} -> {edge.target}: expected a way forward "
+                    f"between {len(self.nodes)} nodes"
                 )
         names = [p.name for p in self.parameters] + list(self.skipped)
         if len(set(names)) != len(names):

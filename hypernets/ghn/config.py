@@ -14,8 +14,8 @@ class GhnConfig(Record):
 
     `width`, `layers`, `heads`: of the encoder. `max_distance`: the longest path between two nodes that their
     attention knows of. `decoder`: ``tiled`` decodes a block of `block` x `block` channels and `kernel` x
-    `kernel` positions, and repeats it where a parameter is larger; ``low_rank`` multiplies two factors of rank
-    `rank`, for up to `channels` rows each.
+    `kernel` positions, and repeats it where a parameter is larger; ``low_rank`` multiplies two factors of
+    rank `rank`, for up to `channels` rows each.
 
     Example:
         >>> GhnConfig(width=32, heads=4).decoder

@@ -20,9 +20,9 @@ MAX_DEGREE = 100
 class Encoder(nn.Module):
     """States of the parameters that a batch of graphs carries.
 
-    A node starts as the sum of embeddings of its operation, its sizes, its degrees and its distance from the
-    input; pre-norm attention blocks follow, with a bias for each pair of nodes from the lengths of the shortest
-    paths both ways. A parameter's state is its node's, plus embeddings of its role, place and sizes.
+    A node starts as the sum of embeddings of its operation, its sizes, its degrees and its distances from
+    input and output; pre-norm attention blocks follow, with a bias for each pair of nodes from the lengths of
+    the shortest paths both ways. A parameter's state is its node's, plus embeddings of its role, place and sizes.
 
     Shapes:
         batch of graphs (`hypernets.architecture.features.to_data`) -> (T, D)
@@ -80,12 +80,13 @@ class Encoder(nn.Module):
         for block in self.blocks:
             states = block(states, bias)
         found = self.norm(states[real])[batch.target_index]
-        return (
+        parameters: Tensor = (
             found
             + self.role(batch.target_role)
             + self.place(batch.target_place)
             + self.target_sizes(batch.target_sizes)
         )
+        return parameters
 
     def _bias(self, distance: Tensor) -> Tensor:
         """Return what attention adds for each pair, (B, H, N, N), from the distances both ways.
@@ -115,7 +116,7 @@ class Block(nn.Module):
 
     def forward(self, states: Tensor, bias: Tensor) -> Tensor:
         """Return the next states, (B, N, D), given the bias, (B, H, N, N)."""
-        split = self.qkv(self.norm_attention(states)).unflatten(-1, (3, self.heads, -1))
+        split = self.qkv(self.norm_attention(states)).reshape(*states.shape[:2], 3, self.heads, -1)
         query, key, value = split.permute(2, 0, 3, 1, 4)
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=bias)
         states = states + self.out(mixed.transpose(1, 2).flatten(-2))

@@ -32,8 +32,8 @@ def is_vector(parameter: Parameter) -> bool:
 def grid(parameter: Parameter) -> tuple[int, int, int, int]:
     """Return the shape that blocks are decoded in, as (out, in, height, width).
 
-    That is `Parameter.matrix`, but for a table: its rows are laid out as a square map of ``width`` channels, so
-    that no two rows are alike, and positions of an image that lie close together are close in the map.
+    That is `Parameter.matrix`, but for a table: its rows are laid out as a square map of ``width`` channels,
+    so that no two rows are alike, and positions of an image that lie close together are close in the map.
 
     Example:
         >>> grid(Parameter('positions', (1, 50, 16), Role.TABLE))

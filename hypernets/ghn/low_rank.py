@@ -28,8 +28,8 @@ class LowRankDecoder(nn.Module):
     Shapes:
         states (T, D), T parameters -> T tensors of the parameters' own shapes, not scaled.
 
-    Source: LoGAH (Zhou et al. 2024, arXiv:2405.16287), section 3. Deviation: the layout is explicit, one row of
-    a table for each channel, and only the rows that a parameter needs are multiplied.
+    Source: LoGAH (Zhou et al. 2024, arXiv:2405.16287), section 3. Deviation: the layout is explicit, one row
+    of a table for each channel, and only the rows that a parameter needs are multiplied.
 
     Example:
         >>> from hypernets.architecture.graph import Role

@@ -25,8 +25,8 @@ DECODERS: Mapping[str, Callable[[GhnConfig], nn.Module]] = MappingProxyType(
 class Ghn(nn.Module):
     """Predicts all parameters of networks from their graphs.
 
-    Source: GHN-3 (Knyazev et al. 2023, arXiv:2303.04143) with its tiled decoder, or LoGAH's low-rank one (Zhou
-    et al. 2024, arXiv:2405.16287).
+    Source: GHN-3 (Knyazev et al. 2023, arXiv:2303.04143) with its tiled decoder, or LoGAH's low-rank one
+    (Zhou et al. 2024, arXiv:2405.16287).
 
     Example:
         >>> from hypernets.architecture.graph import Node, Operation, Parameter, Role

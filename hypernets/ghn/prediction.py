@@ -31,8 +31,8 @@ def predict(
     r"""Return weights for all parameters that a graph carries, by name.
 
     Where the decoder cannot say something different of every neuron (a block that is repeated, factors of a
-    low rank), :math:`W + 0.1\,\mathrm{std}(W)\,\epsilon` is returned, with :math:`\epsilon` drawn from `seed`:
-    neurons that start alike would stay alike.
+    low rank), :math:`W + 0.1\,\mathrm{std}(W)\,\epsilon` is returned, with :math:`\epsilon` drawn from
+    `seed`: neurons that start alike would stay alike.
 
     Args:
         ghn: the hypernetwork.
@@ -83,8 +83,8 @@ def repeats(ghn: Ghn, parameter: Parameter) -> bool:
     Example:
         >>> from hypernets.ghn.config import GhnConfig
         >>> ghn = Ghn(GhnConfig(width=16, heads=2, block=4))
-        >>> repeats(ghn, Parameter('a', (4, 4), Role.WEIGHT)), repeats(ghn, Parameter('b', (5, 4), Role.WEIGHT))
-        (False, True)
+        >>> [repeats(ghn, Parameter('w', shape, Role.WEIGHT)) for shape in ((4, 4), (5, 4))]
+        [False, True]
     """
     if parameter.role not in (Role.WEIGHT, Role.TABLE):
         return False
@@ -128,6 +128,6 @@ def _add_residual(values: Tensor, generator: torch.Generator) -> None:
     """Add a residual in place, piece by piece: all at once would double the memory."""
     spread = float(values.float().std()) if values.numel() > 1 else 0.0
     flat = values.view(-1)
-    for piece in flat.split(CHUNK_ELEMENTS):
+    for piece in torch.split(flat, CHUNK_ELEMENTS):
         noise = torch.randn(piece.shape, generator=generator)
         piece.add_(noise.to(piece.dtype), alpha=RESIDUAL * spread)

@@ -65,7 +65,7 @@ class TiledDecoder(nn.Module):
         return [found[i] for i in range(len(parameters))]
 
     def groups(self, parameters: Sequence[Parameter]) -> Iterator[tuple[tuple[int, int], list[int]]]:
-        """Yield what can be decoded at once: a kernel size ((0, 0) for vectors), and the parameters' numbers."""
+        """Yield a kernel size ((0, 0) for vectors), and the numbers of the parameters that have it."""
         groups: dict[tuple[int, int], list[int]] = {}
         for i, parameter in enumerate(parameters):
             kernel = (0, 0) if is_vector(parameter) else grid(parameter)[2:]
@@ -81,14 +81,15 @@ class TiledDecoder(nn.Module):
         weight = weight[:, top : top + cut[0], left : left + cut[1]].permute(1, 2, 0, 3)
         bias = self.positions.bias.view(width, size, size)
         bias = bias[:, top : top + cut[0], left : left + cut[1]].permute(1, 2, 0)
-        at = torch.relu(linear(states, weight.flatten(0, 2), bias.flatten()).unflatten(1, (*cut, width)))
+        at = torch.relu(linear(states, weight.flatten(0, 2), bias.flatten()).view(-1, *cut, width))
         at = torch.relu(self.hidden(at))
         rows = self.channels.weight.view(self.block, self.block, -1)[:out, :inner].flatten(0, 1)
         offset = self.channels.bias.view(self.block, self.block)[:out, :inner].flatten()
         values = linear(at, rows, offset).permute(0, 3, 1, 2)
         if cut != kernel:
             values = interpolate(values, kernel, mode="bilinear", align_corners=False)
-        return values.unflatten(1, (out, inner))
+        blocks: Tensor = values.reshape(len(states), out, inner, *kernel)
+        return blocks
 
 
 def _repeated(block: Tensor, size: Sequence[int]) -> Tensor:
