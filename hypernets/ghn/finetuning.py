@@ -43,7 +43,7 @@ class FineTuning(Record):
     batch: int = Field(default=64, ge=2)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     grid: tuple[float, ...] = tuple(float(f"{1e-3 * GRID_RATIO**i:.3g}") for i in range(5))
-    extensions: int = Field(default=6, ge=0)
+    extensions: int = Field(default=4, ge=0)
     recalibration: int = Field(default=512, ge=2)
 
     @field_validator("steps")
@@ -75,8 +75,8 @@ class Choice:
 
     @property
     def inside(self) -> bool:
-        """Whether no chosen step size is cut off: on an edge of what was tried, better than all inside."""
-        return not any(_beyond({r: v[h] for r, v in self.tried.items()}) for h in self.step_sizes)
+        """Whether, for each number of steps, no edge of what was tried is better than all inside."""
+        return all(_is_inside({r: v[h] for r, v in self.tried.items()}) for h in self.step_sizes)
 
 
 @torch.no_grad()
@@ -92,7 +92,7 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     logits = network(images)
     network.train(training)
     right = (logits.argmax(1) == labels) & logits.isfinite().all(1)
-    return float(right.float().mean())
+    return int(right.sum()) / len(labels)
 
 
 def finetune(
@@ -154,7 +154,8 @@ def choose_step_sizes(
 ) -> Choice:
     """Choose a start's step size for each number of steps by the mean validation accuracy.
 
-    The grid grows until no best value lies on its edge.
+    The grid grows until no best value lies on its edge. Of equally good ones the smallest is taken that is
+    not on an edge.
 
     Args:
         start: how the networks are filled.
@@ -177,7 +178,8 @@ def choose_step_sizes(
             tried[rate] = dict(zip(how.horizons, np.mean(curves, axis=0).tolist(), strict=True))
         scores = [{rate: curve[h] for rate, curve in tried.items()} for h in how.horizons]
         wanted = set().union(*map(_beyond, scores))
-    best = {h: max(sorted(tried), key=lambda rate: tried[rate][h]) for h in how.horizons}
+    low, *inside, high = sorted(tried) if tried else [0.0, 0.0]
+    best = {h: max([*inside, low, high], key=lambda rate: tried[rate][h]) for h in how.horizons}
     return Choice(best, tried)
 
 
@@ -217,15 +219,21 @@ def filled(start: Start, network: nn.Module, seed: int) -> nn.Module:
 
 
 def _beyond(scores: Mapping[float, float]) -> set[float]:
-    """Return the step size next to the best one where that lies on an edge and is better than all inside."""
-    low, *inside, high = sorted(scores)
-    best = max(sorted(scores), key=lambda rate: scores[rate])
-    # On a plateau nothing is cut off; where all runs diverged, smaller steps may help.
-    if scores[best] <= WORST:
-        return {_rounded(low / GRID_RATIO)}
-    if best in inside or scores[best] <= max(scores[rate] for rate in inside):
-        return set()
-    return {_rounded(low / GRID_RATIO if best == low else high * GRID_RATIO)}
+    """Return the step sizes next to the edges on which a best value lies.
+
+    Ties count: where nothing has been learned yet, an edge may be as good as all inside by chance.
+    """
+    low, high, best = min(scores), max(scores), max(scores.values())
+    # Where all runs diverged, smaller steps alone may help.
+    down = {_rounded(low / GRID_RATIO)} if scores[low] >= best else set()
+    up = {_rounded(high * GRID_RATIO)} if scores[high] >= best > WORST else set()
+    return down | up
+
+
+def _is_inside(scores: Mapping[float, float]) -> bool:
+    """Return whether some value inside is as good as those on the edges."""
+    _, *inside, _ = sorted(scores)
+    return max(scores[rate] for rate in inside) >= max(scores.values())
 
 
 def _rounded(rate: float) -> float:
