@@ -80,7 +80,11 @@ def _node_to_json(node: Node) -> dict[str, Any]:
 
 
 def _parameter_to_json(parameter: Parameter) -> dict[str, Any]:
-    value: dict[str, Any] = {"name": parameter.name, "shape": list(parameter.shape), "role": parameter.role.value}
+    value: dict[str, Any] = {
+        "name": parameter.name,
+        "shape": list(parameter.shape),
+        "role": parameter.role.value,
+    }
     if parameter.transposed:
         value["transposed"] = True
     if parameter.spatial != (1, 1):
