@@ -7,7 +7,8 @@
 
 The libraries go into a folder of their own, behind everything else on the path, so that no version that
 metainit is tested with changes. All networks have random weights. Seconds are wall-clock time on one thread,
-the least of three runs; `exported` is `torch.export` with the same steps after it. A tracer that fails says why.
+the least of three runs; `exported` is one run of `torch.export` with the same steps after it. A tracer that
+fails says why.
 """
 
 from __future__ import annotations
@@ -97,14 +98,14 @@ def table() -> str:
     """Return the results as a Markdown table."""
     values = Cells("coverage").values
     lines = [
-        "| network | parameters carried | skipped | elements skipped | nodes | recorded s | exported s | same |",
+        "| network | carried | skipped | elements skipped | nodes | recorded s | exported s | same graph |",
         "|---|---|---|---|---|---|---|---|",
     ]
     measured = {name: values[name] for name in NETWORKS if name in values}
     for name, cell in measured.items():
         skipped = ", ".join(f"{count} {reason}" for reason, count in cell["skipped"].items()) or "0"
         exported = f"{cell['exported_seconds']:.2f}" if cell["exported_seconds"] is not None else "fails"
-        same = {True: "yes", False: "no", None: ""}[cell.get("same_operations")]
+        same = {True: "yes", False: "no", None: ""}[cell.get("same_graph")]
         lines.append(
             f"| {name} | {cell['carried']}/{cell['parameters']} | {skipped} | "
             f"{cell['elements_skipped'] / cell['elements']:.2%} | {cell['nodes']} | {cell['seconds']:.3f} | "
@@ -114,9 +115,9 @@ def table() -> str:
         sum(cell[key] for cell in measured.values())
         for key in ("carried", "parameters", "elements_skipped", "elements")
     )
+    share = left_out / elements
     lines.append(
-        f"| all {len(measured)} | {carried}/{parameters} | {parameters - carried} | {left_out / elements:.2%} "
-        "| | | | |"
+        f"| all {len(measured)} | {carried}/{parameters} | {parameters - carried} | {share:.4%} | | | | |"
     )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""The networks whose graphs `benchmarks.coverage` counts: libraries' models, and small ones of every other kind."""
+"""The networks whose graphs `benchmarks.coverage` counts: libraries' models, and small ones of other kinds."""
 
 from __future__ import annotations
 
@@ -233,7 +233,8 @@ NETWORKS: Mapping[str, Callable[[], Case]] = {
     **{
         f"torchvision {name}": torchvision(name)
         for name in (
-            "resnet50", "vit_b_16", "convnext_tiny", "mobilenet_v3_large", "swin_v2_t", "densenet121", "maxvit_t",
+            "resnet50", "vit_b_16", "convnext_tiny", "mobilenet_v3_large", "swin_v2_t", "densenet121",
+            "maxvit_t",
         )
     },
     "torchvision googlenet": torchvision("googlenet", init_weights=False),
@@ -288,4 +289,4 @@ NETWORKS: Mapping[str, Callable[[], Case]] = {
     "DCGAN generator": generator,
     "weight-normed temporal convolutions": lambda: Case(TemporalConvolution(), torch.randn(2, 8, 30)),
 }  # fmt: skip
-"""Name -> what makes the network and its inputs. The first 34 are those that tracers are usually compared on."""
+"""Name -> what makes the network and its inputs."""

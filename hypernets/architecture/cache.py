@@ -1,7 +1,7 @@
 """Graphs that were traced before: the same structure on the same shapes is traced once.
 
-A network's structure is everything but its numbers: the classes of its modules and their settings, the shapes and
-types of its parameters and buffers, which of them are tied, and training flags.
+A network's structure is everything but its numbers: the classes of its modules and their settings, the shapes
+and types of its parameters and buffers, which of them are tied, and training flags.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class _Entry(NamedTuple):
 class GraphCache:
     """The graphs of the `size` structures that were asked for last.
 
-    A graph that depends on integers that the forward pass looked at is found again for the same integers only;
-    one that depends on other numbers, or of a network with attributes that cannot be compared (open files,
-    generators), is traced anew each time.
+    A graph that depends on integers that the forward pass looked at is found again for the same integers
+    only; one that depends on other numbers, or of a network with attributes that cannot be compared (open
+    files, generators), is traced anew each time.
 
     Example:
         >>> cache = GraphCache()
