@@ -83,18 +83,22 @@ class Parameter:
     """One of a network's parameters: its name in `named_parameters()`, its shape and its role.
 
     `transposed`: the input dimension comes before the output dimension, as in a transposed convolution.
+    `spatial`: the height and width of the map whose flattened values a linear weight is applied to.
 
     Example:
         >>> Parameter('conv.weight', (8, 3, 5, 5), Role.WEIGHT).matrix
         (8, 3, 5, 5)
         >>> Parameter('fc.bias', (10,), Role.BIAS).matrix
         (10, 1, 1, 1)
+        >>> Parameter('fc.weight', (10, 392), Role.WEIGHT, spatial=(7, 7)).matrix
+        (10, 8, 7, 7)
     """
 
     name: str
     shape: tuple[int, ...]
     role: Role
     transposed: bool = False
+    spatial: tuple[int, int] = (1, 1)
 
     @property
     def numel(self) -> int:
@@ -114,6 +118,8 @@ class Parameter:
         if self.transposed and len(shape) > 1:
             shape = (shape[1], shape[0], *shape[2:])
         out, inner, height = (*shape, 1, 1, 1)[:3]
+        if self.spatial != (1, 1):
+            return out, inner // math.prod(self.spatial), *self.spatial
         return out, inner, height, math.prod(shape[3:])
 
     @property
@@ -175,7 +181,8 @@ class ArchitectureGraph:
         for edge in self.edges:
             if not 0 <= edge.source < edge.target < len(self.nodes):
                 raise ValueError(
-                    f"edge {edge.source} -> {edge.target}: expected a way forward between {len(self.nodes)} nodes"
+                    f"edge {edge.source} -> {edge.target}: expected a way forward "
+                    f"between {len(self.nodes)} nodes"
                 )
         names = [p.name for p in self.parameters] + list(self.skipped)
         if len(set(names)) != len(names):
