@@ -318,12 +318,18 @@ class VisionTransformer(nn.Module):
         width, patch = arguments.width, arguments.patch
         tokens = (arguments.size // patch) ** 2
         self.embed = nn.Conv2d(arguments.channels, width, patch, patch)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if arguments.pool == "class" else None
+        self.class_token = nn.Parameter(torch.empty(1, 1, width)) if arguments.pool == "class" else None
         self.positions = nn.Parameter(torch.empty(1, tokens + (arguments.pool == "class"), width))
-        nn.init.trunc_normal_(self.positions, std=0.02)
         self.blocks = nn.Sequential(*(TransformerBlock(arguments) for _ in range(arguments.depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, arguments.classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the network's own parameters, which belong to no layer: positions and class token."""
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        if self.class_token is not None:
+            nn.init.zeros_(self.class_token)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits."""

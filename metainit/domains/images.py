@@ -210,18 +210,19 @@ def read_npz(path: Path, key: str, split_key: str | None = None) -> Iterator[Nam
         yield NamedImage(f"{path.name}[{i}]", as_pixels(v, f"{path}: {key}[{i}]"), split)
 
 
-def load_npz(path: Path, keys: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """Read named arrays of an npz file.
+def load_npz(path: Path, keys: Sequence[str] | None) -> dict[str, npt.NDArray[Any]]:
+    """Read named arrays of an npz file, all of them where `keys` is None.
 
     Raises:
         DataError: the file cannot be read, or an array is missing.
     """
     try:
         with path.open("rb") as stream, np.lib.npyio.NpzFile(stream) as archive:
-            for key in keys:
+            wanted = archive.files if keys is None else keys
+            for key in wanted:
                 if key not in archive.files:
                     raise DataError(f"{path}: has no array {key!r}; {suggestion(key, archive.files)}")
-            return {key: archive[key] for key in keys}
+            return {key: archive[key] for key in wanted}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as an npz file: {error}") from error
 

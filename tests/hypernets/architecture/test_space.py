@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+import metainit
 from hypernets.architecture.space import (
     FAMILIES,
     HELD_OUT,
@@ -124,6 +125,14 @@ def test_default_weights_come_from_the_seed(drawn):
     a, b, c = (build_architecture(spec, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert any(not torch.equal(a[name], c[name]) for name in a)
+
+
+@pytest.mark.parametrize("rule", ["default", "kaiming", "orthogonal"])
+def test_analytic_rules_fill_every_network(drawn, rule):
+    for spec in drawn[:20]:
+        network = build_architecture(spec)
+        metainit.init_(network, rule, seed=0)
+        assert all(value.isfinite().all() for value in network.state_dict().values())
 
 
 def test_grouped_blocks_take_any_image():
