@@ -134,7 +134,7 @@ class RunFolder:
 
 def default_folder(recipe: Recipe) -> Path:
     """Return the folder of a recipe's run in the data folder: another one for other training settings."""
-    mark = hashlib.sha256(canonical_json(recipe.training()).encode()).hexdigest()[:12]
+    mark = hashlib.sha256(canonical_json(recipe.determining()).encode()).hexdigest()[:12]
     return data_folder() / "runs" / f"{recipe.name}-{mark}"
 
 

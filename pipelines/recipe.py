@@ -82,16 +82,16 @@ class Recipe(Record):
         """Return the whole recipe, defaults included, as a JSON value that `read_recipe` reads back."""
         return self.model_dump(mode="json")
 
-    def training(self) -> dict[str, Any]:
+    def determining(self) -> dict[str, Any]:
         """Return the part of `dump` that the weights follow from."""
         return {k: v for k, v in self.dump().items() if k not in self.NOT_TRAINING}
 
     def recorded(self) -> dict[str, Any]:
-        """Return what a card says of the recipe: `training`, without places on a machine.
+        """Return what a card says of the recipe: `determining`, without places on a machine.
 
         The same data in another folder, or another number of evidence tasks, give the same bytes.
         """
-        return self.training()
+        return self.determining()
 
 
 def recipe_names() -> list[str]:

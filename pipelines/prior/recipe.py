@@ -81,4 +81,4 @@ class PriorRecipe(Recipe):
 
     def recorded(self) -> dict[str, Any]:
         """Return what a card says of the recipe: no place on a machine."""
-        return self.training() | {"domain": without_places(self.domain).model_dump(mode="json")}
+        return self.determining() | {"domain": without_places(self.domain).model_dump(mode="json")}
