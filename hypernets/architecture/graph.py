@@ -76,6 +76,7 @@ class SkipReason(StrEnum):
     KEPT = "the caller keeps it"
     NOT_FLOATING = "it does not hold real floating-point numbers"
     EMPTY = "it has no elements"
+    OUTSIDE_VOCABULARY = "the hypernetwork has no word for it"
 
 
 @dataclass(frozen=True)

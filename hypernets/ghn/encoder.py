@@ -22,7 +22,8 @@ class Encoder(nn.Module):
 
     A node starts as the sum of embeddings of its operation, its sizes, its degrees and its distances from
     input and output; pre-norm attention blocks follow, with a bias for each pair of nodes from the lengths of
-    the shortest paths both ways. A parameter's state is its node's, plus embeddings of its role, place and sizes.
+    the shortest paths both ways. A parameter's state is its node's, plus embeddings of its role, place and
+    sizes.
 
     Shapes:
         batch of graphs (`hypernets.architecture.features.to_data`) -> (T, D)
