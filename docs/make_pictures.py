@@ -27,7 +27,7 @@ from metainit.evidence.measuring import Measured, held_out
 from metainit.initialization import Prior, from_file, load
 from metainit.networks import build
 from pipelines.preparation import prepare
-from pipelines.prior.evidence import measure_prior, typical_task
+from pipelines.prior.evidence import measure_prior, shown_task
 from pipelines.prior.preparation import PreparedPrior
 from pipelines.recipe import load_recipe
 from pipelines.tracking import ListSink
@@ -77,7 +77,7 @@ def draw_evidence(prepared: PreparedPrior, checkpoint: Path) -> None:
     write_atomically(PICTURES / "evidence.txt", (evidence.table() + "\n").encode())
     quote_table(PICTURES.parent / "evidence.md", evidence.table())
     evidence.plot(PICTURES / "evidence.png")
-    task = typical_task(prepared, evidence)
+    task = shown_task(prepared, evidence)
     evidence.plot_reconstructions(PICTURES / "reconstructions.png", prepared.domain, task)
 
 

@@ -73,7 +73,13 @@ def _prior() -> Family:
     return FAMILY
 
 
-FAMILIES: Mapping[str, Callable[[], Family]] = MappingProxyType({"prior": _prior})
+def _ghn() -> Family:
+    from pipelines.ghn.family import FAMILY
+
+    return FAMILY
+
+
+FAMILIES: Mapping[str, Callable[[], Family]] = MappingProxyType({"prior": _prior, "ghn": _ghn})
 """Name -> what imports the family."""
 
 

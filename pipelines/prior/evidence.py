@@ -10,6 +10,7 @@ from metainit.domains.registry import without_places
 from metainit.evidence.measuring import Evidence, held_out, measure
 from pipelines.families import Note
 from pipelines.prior.preparation import PreparedPrior
+from pipelines.typical import typical_task
 
 STRIP_PICTURE = "reconstructions.png"
 
@@ -51,19 +52,12 @@ def measure_again(prepared: PreparedPrior, evidence: Evidence, champion: Path) -
 def illustrate(prepared: PreparedPrior, checkpoint: Path, evidence: Evidence, folder: Path) -> None:
     """Draw what the prior and its best control make of a typical task, step by step."""
     if evidence.headline is not None:
-        task = typical_task(prepared, evidence)
+        task = shown_task(prepared, evidence)
         evidence.plot_reconstructions(folder / STRIP_PICTURE, prepared.domain, task)
 
 
-def typical_task(prepared: PreparedPrior, evidence: Evidence) -> TaskBatch:
-    """Return the held-out task with the median gain over the best control: neither the best nor the worst."""
-    record = evidence.record
-    assert record.headline is not None
-    at = record.steps.index(record.headline.steps)
-    candidate = next(c for c in record.curves if c.role == "candidate")
-    control = next(c for c in record.curves if c.source == record.headline.control)
-    pairs = zip(candidate.values[0], control.values[0], strict=True)
-    gains = [ours[at] - theirs[at] for ours, theirs in pairs]
-    middle = sorted(range(len(gains)), key=lambda i: gains[i])[len(gains) // 2]
+def shown_task(prepared: PreparedPrior, evidence: Evidence) -> TaskBatch:
+    """Return the held-out task that the pictures show: a typical one."""
     tasks = held_out(prepared.domain, "test", prepared.recipe.evidence.tasks)
-    return tasks[middle : middle + 1]
+    number = typical_task(evidence.record)
+    return tasks[number : number + 1]

@@ -17,7 +17,7 @@ from metainit.initialization import load
 from pipelines.finish import CURVES_PICTURE, PICTURES, Finished, after_training
 from pipelines.folder import CHECKPOINT, RECIPE
 from pipelines.preparation import prepare
-from pipelines.prior.evidence import STRIP_PICTURE, typical_task
+from pipelines.prior.evidence import STRIP_PICTURE, shown_task
 from pipelines.prior.preparation import PreparedPrior
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.registry import Registry
@@ -87,7 +87,7 @@ def the_picture_shows_the_median_task(finished: Finished, prepared: PreparedPrio
     ours, theirs = values[NAME], values[record.headline.control]
     at = record.steps.index(2)
     gains = [mine[at] - other[at] for mine, other in zip(ours, theirs, strict=True)]
-    task = typical_task(prepared, finished.evidence)
+    task = shown_task(prepared, finished.evidence)
     assert len(task) == 1
     shown = record.task_ids.index(task.ids[0])
     assert sum(g <= gains[shown] for g in gains) >= 2 and sum(g >= gains[shown] for g in gains) >= 2
