@@ -12,6 +12,7 @@ from hypernets.architecture.graph import SkipReason
 from hypernets.ghn.ghn3_config import Shape4, Word, shape4
 from hypernets.ghn.ghn3_passes import NORMS, Kind, distances, is_position_table, kind, reduce, word
 from hypernets.ghn.ghn3_walk import Inputs, Step, walk
+from metainit.errors import MismatchError
 
 DEFAULT_POOLING = 3
 """The kernel of a pooling that does not say its own."""
@@ -52,6 +53,22 @@ class Ghn3Graph:
     distances: Tensor
     targets: tuple[Target, ...]
     skipped: Mapping[str, SkipReason] = field(default_factory=dict)
+
+    def require_of(self, network: nn.Module) -> None:
+        """Raise unless targets and skipped parameters are those of a network.
+
+        Raises:
+            MismatchError: names the parameters that differ.
+        """
+        own = {name: tuple(p.shape) for name, p in network.named_parameters()}
+        mine = {target.name: target.shape for target in self.targets}
+        differing = sorted(own.keys() ^ (mine.keys() | self.skipped.keys()))
+        differing += sorted(name for name in own.keys() & mine.keys() if own[name] != mine[name])
+        if differing:
+            raise MismatchError(
+                f"the graph is not of this {type(network).__name__}: they differ in "
+                f"{', '.join(differing[:5])}; build it again with graph_of"
+            )
 
 
 def graph_of(network: nn.Module, example_inputs: Inputs, virtual_edges: bool = True) -> Ghn3Graph:

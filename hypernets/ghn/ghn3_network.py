@@ -19,6 +19,7 @@ from hypernets.ghn.ghn3_config import Ghn3Config, Shape4, Word, shape4
 from hypernets.ghn.ghn3_decoder import ConvDecoder, VectorDecoder, positions, tile, tile_
 from hypernets.ghn.ghn3_encoder import Encoder
 from hypernets.ghn.ghn3_graph import Form, Ghn3Graph, Target
+from metainit.errors import DivergenceError
 
 CHUNK_ELEMENTS = 1 << 22
 """Blocks are decoded so many elements at a time, to bound what a prediction needs beside its result."""
@@ -86,11 +87,21 @@ class Ghn3(Encoder):
     def write_(
         self, graph: Ghn3Graph, tensors: dict[str, Tensor], generator: torch.Generator | None = None
     ) -> None:
-        """Write the prediction into tensors of the targets' names and shapes.
+        """Write the prediction into tensors of the targets' names and shapes: all of them, or none.
 
-        Nothing of a target's size is allocated beside them.
+        Only the blocks are allocated beside them.
+
+        Raises:
+            DivergenceError: a block is not finite.
         """
-        for _, target, block in self._decoded([graph]):
+        decoded = [(target, block) for _, target, block in self._decoded([graph])]
+        bad = [target.name for target, block in decoded if not torch.isfinite(block).all()]
+        if bad:
+            raise DivergenceError(
+                f"the hypernetwork gives numbers that are not finite for {', '.join(bad[:5])}; nothing was "
+                "filled: check its weights"
+            )
+        for target, block in decoded:
             if target.form is Form.POSITIONS:
                 tensors[target.name].copy_(self._whole(target, block, generator))
             else:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hypernets.ghn.recalibration import recalibrate
 from metainit.errors import DataError, DivergenceError
+from metainit.recalibration import recalibrate
 
 
 def network():
