@@ -63,10 +63,8 @@ def prepare_ghn(recipe: GhnRecipe, device: torch.device | None = None) -> Prepar
 
 def _fitted(space: SpaceConfig, images: LabelledImages) -> SpaceConfig:
     """Return the space of networks for the images."""
-    channels, height, width = images.shape
-    if height != width:
-        raise RecipeError(f"domain: the images have {height} x {width} pixels, expected squares: set size")
-    follows = dict(zip(OF_THE_IMAGES, (channels, height, len(images.class_names)), strict=True))
+    channels, side, _ = images.shape
+    follows = dict(zip(OF_THE_IMAGES, (channels, side, len(images.class_names)), strict=True))
     try:
         return SpaceConfig.model_validate(space.model_dump() | follows)
     except ValidationError as error:

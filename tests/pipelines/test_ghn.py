@@ -8,8 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.io
+import torch
+from safetensors.torch import load_file
 
-from hypernets.architecture.space import identity
+from hypernets.architecture.space import build_architecture, identity
+from hypernets.architecture.trace import trace
+from hypernets.ghn.initialization import hypernetwork_of
+from hypernets.ghn.prediction import predict
 from metainit import checkpoint
 from metainit.errors import DataError, DivergenceError, RecipeError, SourceError
 from metainit.evidence.measuring import Evidence
@@ -25,7 +30,7 @@ from pipelines.tracking import ListSink, MlflowSink
 from pipelines.train import train
 from pipelines.trials import setup_of
 from tests.pipelines import training_process
-from tests.pipelines.test_train import close, content_of_run, in_processes
+from tests.pipelines.test_train import content_of_run, in_processes
 
 DIGITS = "ghn-digits-debug"
 SMALL = ["space={families: {mlp: 1}, max_parameters: 8000, max_macs: 100000}", "validation_architectures=0"]
@@ -59,18 +64,13 @@ def test_the_recipe_reads_itself_back_and_tells_no_place() -> None:
     assert load_recipe(DIGITS).recorded()["domain"]["data"] == "digits"
 
 
-def test_what_does_not_fit_the_images_is_named_before_anything_starts(tmp_path: Path) -> None:
+def test_what_does_not_fit_the_images_is_named_before_anything_starts() -> None:
     with pytest.raises(RecipeError, match="training.images is 2000, expected at most the"):
         prepare(load_recipe(DIGITS, ["training.images=2000"]))
     with pytest.raises(RecipeError, match=r"space: it does not fit the images: .*patch"):
         prepare(load_recipe(DIGITS, ["domain.size=null", "space.vit.patches=[7]"]))
     with pytest.raises(DataError, match="no images for validation"):
         prepare(load_recipe(DIGITS, ["domain.validation=0"]))
-    rng = np.random.default_rng(0)
-    file = tmp_path / "wide.npz"
-    np.savez(file, x=rng.integers(0, 255, (40, 4, 6), np.uint8), y=np.arange(40) % 2)
-    with pytest.raises(RecipeError, match="have 4 x 6 pixels, expected squares"):
-        prepare(load_recipe("ghn-images-debug", [f"domain.data={file}", "domain.size=null"]))
     prepared = prepare(load_recipe(DIGITS))
     assert isinstance(prepared, PreparedGhn)
     assert (prepared.space.channels, prepared.space.size, prepared.space.classes) == (1, 8, 10)
@@ -111,6 +111,14 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bytes(tmp_path: Path) -> No
     assert (tmp_path / "killed" / CHECKPOINT).read_bytes() == content_of_run(recipe, tmp_path / "whole")
 
 
+def predicted(file: Path) -> dict[str, torch.Tensor]:
+    """What a hypernetwork predicts for a held-out architecture."""
+    prepared = prepare(load_recipe(DIGITS, SMALL))
+    assert isinstance(prepared, PreparedGhn)
+    graph = trace(build_architecture(held_out(prepared, 1)[0]), torch.zeros(2, 1, 8, 8))
+    return predict(hypernetwork_of(checkpoint.load(file)), graph, exact=True)
+
+
 def test_one_and_two_workers_agree(tmp_path: Path) -> None:
     jobs = {
         "run": load_recipe(DIGITS, [*SMALL, "training.meta_batch=3", "training.steps=3"]),
@@ -131,10 +139,16 @@ def test_one_and_two_workers_agree(tmp_path: Path) -> None:
         else:
             assert in_processes(tmp_path, order, size) == [0] * size
     one, two = tmp_path / "1", tmp_path / "2"
-    # Float32, and Adam divides by the size of the gradient: what differs in the last bits may grow.
-    assert close(*(f / "gradient" / "gradient.safetensors" for f in (one, two))) < 1e-4
+    gradients = [load_file(f / "gradient" / "gradient.safetensors") for f in (one, two)]
+    assert float(gradients[0]["count"]) == float(gradients[1]["count"]) == 3
+    largest = max(float(g.abs().max()) for k, g in gradients[0].items() if k != "count")
+    for key, value in gradients[0].items():
+        assert float((value - gradients[1][key]).abs().max()) < 1e-5 * largest
+    # Adam makes a whole step of a gradient that is 0 but for rounding; no prediction depends on those.
     for name in ("run", "idle"):
-        assert close(one / name / CHECKPOINT, two / name / CHECKPOINT) < 1e-2
+        a, b = (predicted(folder / name / CHECKPOINT) for folder in (one, two))
+        for key, value in a.items():
+            torch.testing.assert_close(value, b[key], rtol=1e-3, atol=1e-4)
 
 
 def test_divergence_stops_and_keeps_the_last_good_weights(tmp_path: Path) -> None:
