@@ -10,6 +10,7 @@ import anyio
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from metainit.client import KIND_HEADER
 from metainit.references import Reference
 from serving import answers, problems
 from serving.cache import PICTURE_TYPES, Entry
@@ -144,6 +145,7 @@ def _init(store: Store, pick: Pick, prefix: str) -> APIRouter:
         headers = {
             "content-location": blob,
             "cache-control": REVALIDATE,
+            KIND_HEADER: entry.facts.kind,
             "content-disposition": f'attachment; filename="{entry.facts.name}.safetensors"',
         }
         return answer_file(request, entry.blob, entry.facts.sha256, WEIGHTS_TYPE, headers)
