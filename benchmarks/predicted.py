@@ -3,9 +3,9 @@
     METAINIT_DATA=... python -m benchmarks.predicted choose | run --seed 0 | probe --seed 0 | table
 
 `--task` picks mnist (the data that the hypernetwork saw), cifar10 (likewise), or fashion (a hypernetwork of
-digits, used on clothes). Three kinds of architectures are reported, none of which was trained on: `unseen` ones of the same
-space, `larger` ones than any of it, and `recombined` ones of combinations that it leaves out. Step sizes are
-chosen for each start, kind and number of steps on validation architectures and images.
+digits, used on clothes). Three kinds of architectures are reported, none of which was trained on: `unseen`
+ones of the same space, `larger` ones than any of it, and `recombined` ones of combinations that it leaves out.
+Step sizes are chosen for each start, kind and number of steps on validation architectures and images.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.cells import Cells, cpu_seconds, data_set, machine
+from benchmarks.cells import Cells, cpu_seconds, machine
+from benchmarks.predicted_starts import SPACES, image_config, trained
 from hypernets.architecture.space import (
     SpaceConfig,
-    TransformerRanges,
     build_architecture,
     distinct,
     identity,
@@ -72,9 +72,7 @@ class Plan:
 
 
 COUNTS = {"unseen": (50, 8, 15), "larger": (20, 4, 10), "recombined": (10, 4, 10)}
-GREY = SpaceConfig()
-COLOUR = SpaceConfig(channels=3, size=16, vit=TransformerRanges(patches=(2, 4, 8)), max_macs=1_300_000)
-SPACES: dict[str, Callable[[SpaceConfig], SpaceConfig]] = {
+SHIFTS: dict[str, Callable[[SpaceConfig], SpaceConfig]] = {
     "unseen": lambda space: space,
     "larger": larger,
     "recombined": recombined,
@@ -83,21 +81,18 @@ SPACES: dict[str, Callable[[SpaceConfig], SpaceConfig]] = {
 
 def plan_of(task: str) -> Plan:
     """Return the plan of a task."""
-    grey = {"size": 14, "channels": 1}
-    colour = {"size": 16, "channels": 3}
-    trained, data, space, shape = {
-        "mnist": ("mnist10k", "mnist10k", GREY, grey),
-        "cifar10": ("cifar10", "cifar10", COLOUR, colour),
-        "fashion": ("mnist10k", "fashion_mnist_small", GREY, grey),
+    trained, data = {
+        "mnist": ("mnist10k", "mnist10k"),
+        "cifar10": ("cifar10", "cifar10"),
+        "fashion": ("mnist10k", "fashion_mnist_small"),
     }[task]
-    config = LabelledImagesConfig.model_validate({"data": str(data_set(data)), **shape})
-    return Plan(trained, config, space, COUNTS)
+    return Plan(trained, image_config(data), SPACES[data], COUNTS)
 
 
 def architectures(plan: Plan, kind: str) -> tuple[list[Spec], list[Spec]]:
     """Return the reported architectures of a kind, and those that choose step sizes."""
     reported, choosing, _ = plan.counts[kind]
-    space = SPACES[kind](plan.space)
+    space = SHIFTS[kind](plan.space)
     return distinct(space, 0, reported, "test"), distinct(space, 0, choosing, "validation")
 
 
@@ -228,8 +223,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(table(cells.values, options.task, FineTuning().steps))
         return
-    from benchmarks.predicted_starts import trained
-
     torch.set_num_threads(1)
     plan = plan_of(options.task)
     data = read_labelled_images(plan.data)

@@ -13,7 +13,7 @@ class Use:
     """A parameter where it is used.
 
     `order`: which of its dimensions each dimension of the view is, while that is known; `role`: once a layer
-    has given it one.
+    has given it one; `spatial`: of the map that a linear weight sees flattened.
     """
 
     name: str
@@ -21,6 +21,7 @@ class Use:
     order: tuple[int, ...] | None
     role: Role | None = None
     transposed: bool = False
+    spatial: tuple[int, int] = (1, 1)
 
     @property
     def numel(self) -> int:

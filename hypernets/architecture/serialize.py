@@ -80,8 +80,16 @@ def _node_to_json(node: Node) -> dict[str, Any]:
 
 
 def _parameter_to_json(parameter: Parameter) -> dict[str, Any]:
-    value = {"name": parameter.name, "shape": list(parameter.shape), "role": parameter.role.value}
-    return value | ({"transposed": True} if parameter.transposed else {})
+    value: dict[str, Any] = {
+        "name": parameter.name,
+        "shape": list(parameter.shape),
+        "role": parameter.role.value,
+    }
+    if parameter.transposed:
+        value["transposed"] = True
+    if parameter.spatial != (1, 1):
+        value["spatial"] = list(parameter.spatial)
+    return value
 
 
 def from_json(value: str | bytes | dict[str, Any], limits: Limits | None = None) -> ArchitectureGraph:
@@ -154,7 +162,8 @@ class _Reader:
         return Node(_member(node["operation"], f"{where}.operation", OPERATIONS), parameters, **settings)
 
     def _parameter(self, value: Any, where: str) -> Parameter:
-        parameter = _object(value, where, required=("name", "shape", "role"), optional=("transposed",))
+        optional = ("transposed", "spatial")
+        parameter = _object(value, where, required=("name", "shape", "role"), optional=optional)
         name = self._name(parameter["name"], f"{where}.name")
         sizes = _list(parameter["shape"], f"{where}.shape", self.limits.dimensions)
         shape = tuple(
@@ -163,7 +172,11 @@ class _Reader:
         transposed = parameter.get("transposed", False)
         if type(transposed) is not bool:
             _refuse(f"{where}.transposed", "true or false", transposed)
-        result = Parameter(name, shape, _member(parameter["role"], f"{where}.role", ROLES), transposed)
+        role = _member(parameter["role"], f"{where}.role", ROLES)
+        spatial = (1, 1)
+        if "spatial" in parameter:
+            spatial = self._spatial(parameter["spatial"], f"{where}.spatial", shape, role, transposed)
+        result = Parameter(name, shape, role, transposed, spatial)
         self.elements += result.numel
         if self.elements > self.limits.elements:
             raise GraphError(
@@ -171,6 +184,21 @@ class _Reader:
                 f"{self.elements} elements, expected at most {self.limits.elements}"
             )
         return result
+
+    def _spatial(
+        self, value: Any, where: str, shape: tuple[int, ...], role: Role, transposed: bool
+    ) -> tuple[int, int]:
+        """Read the height and width of a flattened map, which only a matrix of weights can have."""
+        sides = _list(value, where, 2)
+        if len(sides) != 2:
+            _refuse(where, "[height, width]", value)
+        height, width = (
+            _integer(side, f"{where}[{i}]", 1, self.limits.elements) for i, side in enumerate(sides)
+        )
+        matrix = role is Role.WEIGHT and len(shape) == 2 and not transposed
+        if not matrix or shape[1] % (height * width):
+            _refuse(where, f"sides that divide the inputs of a matrix of weights, here {list(shape)}", value)
+        return height, width
 
     def _edge(self, value: Any, where: str, nodes: int) -> Edge:
         numbers = _list(value, where, 3)

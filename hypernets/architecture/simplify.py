@@ -8,6 +8,7 @@ absorbed by the first layer that uses them; where data are expected they become 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hypernets.architecture.drafts import Data, Draft, Fixed, Learned, Operand, State, Use
@@ -65,7 +66,9 @@ def finish(drafts: Sequence[Draft], skipped: dict[str, SkipReason]) -> Architect
         for use in draft.uses:
             if use.name not in taken:
                 taken.add(use.name)
-                own.append(Parameter(use.name, use.shape, use.role or Role.TABLE, use.transposed))
+                own.append(
+                    Parameter(use.name, use.shape, use.role or Role.TABLE, use.transposed, use.spatial)
+                )
         nodes.append(
             Node(draft.operation, tuple(own), draft.groups, draft.stride, draft.dilation, draft.kernel)
         )
@@ -104,6 +107,7 @@ class _Builder:
         self.input_drafts: dict[int, Draft] = {}
         self.call_number = 0
         self.lifted: dict[int, Data] = {}
+        self.maps: dict[int, tuple[int, int]] = {}
 
     def build(self) -> list[Draft]:
         recording = self.recording
@@ -172,6 +176,8 @@ class _Builder:
         states = self._states(refs)
         results = [value for value in call.results if value is not None]
         rule = rule_of(call.operator)
+        if isinstance(rule, Transparent):
+            self._follow_map(call, rule, results)
         if any(self.recording.values[value].floating for value in results):
             state = self._result(call, rule, refs, states, lift)
         else:
@@ -240,6 +246,18 @@ class _Builder:
             return Learned(tuple(_seen_through(use, call) for use in uses), learned[0].call)
         return Learned(uses, self.call_number)
 
+    def _follow_map(self, call: Call, rule: Transparent, results: Sequence[int]) -> None:
+        """Remember which values are images whose height, width and channels were flattened into one."""
+        values = self.recording.values
+        for ref in self._named(call, (rule.data,))[:1]:
+            before = values[ref.value].shape
+            for value in results:
+                after = values[value].shape
+                if len(before) == 4 and after == (before[0], before[1] * before[2] * before[3]):
+                    self.maps[value] = (before[2], before[3])
+                elif ref.value in self.maps and after == before:
+                    self.maps[value] = self.maps[ref.value]
+
     # -- rules --------------------------------------------------------------------------------------------
 
     def _node(
@@ -293,6 +311,9 @@ class _Builder:
         biases = self._learned(self._named(call, rule.bias)) if rule.bias else []
         computed = self._data_only(self._named(call, (*rule.weight, *rule.bias)))
         uses = [use for group in weights for use in self._weight_uses(group, rule, call)]
+        if rule.operation is Operation.LINEAR and data and data[0].value in self.maps:
+            height, width = self.maps[data[0].value]
+            uses = [_over_map(use, height, width) for use in uses]
         uses += [use.as_role(Role.BIAS) for use in biases]
         states = self._states(data)
         learned = [s for s in states if isinstance(s, Learned)]
@@ -438,6 +459,12 @@ def _fixed(states: Iterable[State]) -> Fixed:
 
 def _raw_role(use: Use) -> Role:
     return Role.SCALE if use.numel == 1 else Role.TABLE
+
+
+def _over_map(use: Use, height: int, width: int) -> Use:
+    """Return a linear layer's use of a weight, (out, in), whose inputs are a flattened map."""
+    fits = len(use.shape) == 2 and use.role is Role.WEIGHT and not use.transposed
+    return replace(use, spatial=(height, width)) if fits and use.shape[1] % (height * width) == 0 else use
 
 
 def _takes_bias(draft: Draft) -> bool:

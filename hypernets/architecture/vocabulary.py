@@ -2,8 +2,8 @@
 
 A rule belongs to an operator's name without its overload and without the underscore of a call in place.
 Operators without a rule become nodes of kind `other`. Rules say nothing of what depends on neither a
-floating-point input nor a parameter (positions, masks, comparisons, everything of integers): that never becomes
-a node.
+floating-point input nor a parameter (positions, masks, comparisons, everything of integers): that never
+becomes a node.
 """
 
 from __future__ import annotations

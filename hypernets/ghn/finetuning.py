@@ -13,7 +13,6 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hypernets.ghn.recalibration import recalibrate
 from hypernets.ghn.starts import Start
 from metainit.card import Record, Spec
 from metainit.domains.base import Split
@@ -21,6 +20,7 @@ from metainit.domains.labelled_images import LabelledImages
 from metainit.errors import DivergenceError
 from metainit.evidence.curves import GRID_RATIO
 from metainit.evidence.statistics import Values
+from metainit.recalibration import recalibrate
 
 Build = Callable[[Spec, int], nn.Module]
 """(spec, seed) -> the network that the spec describes."""

@@ -17,7 +17,14 @@ from metainit.meta.engine import meta_gradient
 from metainit.meta.registry import RULES
 from metainit.meta.state import InnerSteps, MetaParameters, TaskLosses
 from metainit.networks import build, function_of
-from tests.metainit.meta.problems import SineDomain, algorithm, differences, gradient_of, small_siren, start_of
+from tests.metainit.meta.problems import (
+    SineDomain,
+    algorithm,
+    differences,
+    gradient_of,
+    small_siren,
+    start_of,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -64,7 +71,10 @@ def test_a_segmenter_adapts_as_on_the_cpu() -> None:
             InnerSteps(3, 0.05),
         )
         losses = TaskLosses(domain, function_of(network), batch[:1], batched=False)
-        found[device.type] = ({k: v.cpu() for k, v in gradient.weights.items()}, float(losses.support(weights)))
+        found[device.type] = (
+            {k: v.cpu() for k, v in gradient.weights.items()},
+            float(losses.support(weights)),
+        )
     assert found["cpu"][1] == pytest.approx(found["cuda"][1], rel=1e-10)
     for name, value in found["cpu"][0].items():
         torch.testing.assert_close(found["cuda"][0][name], value, rtol=1e-6, atol=1e-9)

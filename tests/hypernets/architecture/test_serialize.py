@@ -247,3 +247,30 @@ def test_only_clean_errors_come_out() -> None:
 @pytest.mark.slow
 def test_only_clean_errors_come_out_of_many_inputs() -> None:
     assert fuzz(100_000, seed=2) > 1000
+
+
+def test_the_map_of_a_flattened_weight_travels() -> None:
+    parameter = {"name": "fc.weight", "shape": [10, 98], "role": "weight", "spatial": [7, 7]}
+    value = {"version": 1, "nodes": [{"operation": "linear", "parameters": [parameter]}], "edges": []}
+    graph = from_json(value)
+    assert graph.parameters[0].matrix == (10, 2, 7, 7)
+    assert to_json(graph) == value
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"spatial": [7]}, "height, width"),
+        ({"spatial": [5, 5]}, "divide the inputs"),
+        ({"spatial": [0, 7]}, "spatial"),
+        ({"spatial": "7x7"}, "spatial"),
+        ({"role": "bias"}, "matrix of weights"),
+        ({"shape": [10, 98, 1, 1]}, "matrix of weights"),
+        ({"transposed": True}, "matrix of weights"),
+    ],
+)
+def test_a_map_that_no_matrix_could_see_is_refused(change: dict[str, Any], text: str) -> None:
+    parameter = {"name": "fc.weight", "shape": [10, 98], "role": "weight", "spatial": [7, 7]} | change
+    value = {"version": 1, "nodes": [{"operation": "linear", "parameters": [parameter]}], "edges": []}
+    with pytest.raises(GraphError, match=text):
+        from_json(value)

@@ -1,5 +1,0 @@
-"""Recalibrate batch normalization of predicted networks: `metainit.recalibration`, under its name here."""
-
-from metainit.recalibration import Recalibration, recalibrate
-
-__all__ = ["Recalibration", "recalibrate"]
