@@ -64,6 +64,7 @@ COMPOSITES: Mapping[Callable[..., Any], OpOverload] = {
     torch.rms_norm: aten.rms_norm.default,
     torch.dropout: aten.dropout.default,
     torch.einsum: aten.einsum.default,
+    torch._grouped_mm: aten._grouped_mm.default,
     torch.lstm: aten.lstm.input,
     torch.gru: aten.gru.input,
     torch.rnn_tanh: aten.rnn_tanh.input,
@@ -106,6 +107,12 @@ def record(
     return recording
 
 
+def keeps_numbers(tensor: Tensor) -> bool:
+    """Return whether a buffer or an input of integers keeps its numbers while a forward pass is recorded."""
+    few = tensor.numel() <= (SMALL_BUFFER if tensor.is_floating_point() else NUMBERS_KEPT)
+    return few and not (tensor.is_meta or tensor.is_complex() or isinstance(tensor, nn.Parameter))
+
+
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every ATen call, runs it on shapes where numbers are missing, and enters it into the ledger."""
 
@@ -123,9 +130,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def stand_in(self, tensor: Tensor) -> Tensor:
         """Return what stands for a tensor of the network: its shape, or a copy of its few numbers."""
-        numbers = not tensor.is_meta and not isinstance(tensor, nn.Parameter)
-        few = tensor.numel() <= (SMALL_BUFFER if tensor.is_floating_point() else NUMBERS_KEPT)
-        if numbers and few and not tensor.is_complex():
+        if keeps_numbers(tensor):
             return tensor.detach().clone()
         shape = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         return nn.Parameter(shape, requires_grad=False) if isinstance(tensor, nn.Parameter) else shape

@@ -61,8 +61,16 @@ def _attention(arguments: Arguments) -> Tensor | None:
     return torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device="meta")
 
 
+def _grouped_product(arguments: Arguments) -> Tensor | None:
+    rows, matrices = arguments["self"], arguments["mat2"]
+    if rows.ndim != 2 or matrices.ndim != 3 or rows.shape[1] != matrices.shape[1]:
+        return None
+    return torch.empty((rows.shape[0], matrices.shape[2]), dtype=rows.dtype, device="meta")
+
+
 RULES: Mapping[OpOverload, Callable[[Arguments], Tensor | None]] = {
     aten.linear.default: _linear,
+    aten._grouped_mm.default: _grouped_product,
     aten.dropout.default: _same,
     aten.batch_norm.default: _channels,
     aten.instance_norm.default: _channels,

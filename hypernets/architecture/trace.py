@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Collection, Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,15 +23,24 @@ from metainit.errors import GraphError, MetainitError, suggestion
 Tracer = Literal["auto", "recorded", "exported"]
 
 
-class Traced(NamedTuple):
-    """A graph, and how it came about.
+class Dependence(StrEnum):
+    """What a graph depends on beside the network's structure and the shapes of the inputs.
 
-    `looked_at_data`: what the forward pass did may depend on the inputs' numbers, not only on their shapes.
+    `integers`: the numbers in tensors of integers and in small buffers, which the forward pass looked at;
+    `numbers`: any number, since it was computed.
     """
+
+    SHAPES = "shapes"
+    INTEGERS = "integers"
+    NUMBERS = "numbers"
+
+
+class Traced(NamedTuple):
+    """A graph, and how it came about."""
 
     graph: ArchitectureGraph
     tracer: Tracer
-    looked_at_data: bool
+    depends_on: Dependence
 
 
 def trace(
@@ -77,7 +87,7 @@ def trace_fully(
     for name in keep:
         if name not in names:
             raise GraphError(f"keep: {name!r} is no parameter of the network; {suggestion(name, names)}")
-    found, used_tracer, looked = _best(network, example_inputs, names, tracer)
+    found, used_tracer, depends_on = _best(network, example_inputs, names, tracer)
     limit = Limits().nodes
     if len(found) > limit:
         raise GraphError(
@@ -86,7 +96,7 @@ def trace_fully(
         )
     graph = finish(found, _skipped(network, names_used(found), set(keep)))
     _check_complete(graph, network)
-    return Traced(graph, used_tracer, looked)
+    return Traced(graph, used_tracer, depends_on)
 
 
 def _skipped(network: nn.Module, used: set[str], keep: set[str]) -> dict[str, SkipReason]:
@@ -130,9 +140,10 @@ class _Attempt(NamedTuple):
 
 def _best(
     network: nn.Module, example_inputs: ExampleInputs, names: set[str], tracer: Tracer
-) -> tuple[list[Draft], Tracer, bool]:
+) -> tuple[list[Draft], Tracer, Dependence]:
     """Return the drafts of the attempt that reaches most parameters; one that reaches all is the last."""
-    best: tuple[list[Draft], Tracer, bool] | None = None
+    best: tuple[list[Draft], Tracer] | None = None
+    depends_on = Dependence.SHAPES
     errors: list[tuple[_Attempt, Exception]] = []
     failed: set[bool] = set()
     for attempt in _attempts(network, example_inputs, tracer):
@@ -149,14 +160,17 @@ def _best(
             failed.add(attempt.training)
             continue
         drafts = simplify(recording)
-        looked = recording.looked_at_data or attempt.numbers
+        if attempt.numbers:
+            depends_on = Dependence.NUMBERS
+        elif recording.looked_at_data and depends_on is Dependence.SHAPES:
+            depends_on = Dependence.INTEGERS
         if best is None or len(names_used(drafts)) > len(names_used(best[0])):
-            best = drafts, attempt.tracer, looked
+            best = drafts, attempt.tracer
         if names_used(best[0]) >= names:
             break
     if best is None:
         raise _explained(network, errors)
-    return best
+    return *best, depends_on
 
 
 def _attempts(network: nn.Module, example_inputs: ExampleInputs, tracer: Tracer) -> Iterator[_Attempt]:

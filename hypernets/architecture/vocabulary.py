@@ -2,8 +2,8 @@
 
 A rule belongs to an operator's name without its overload and without the underscore of a call in place.
 Operators without a rule become nodes of kind `other`. Rules say nothing of what depends on neither a
-floating-point input nor a parameter (positions, masks, comparisons, everything of integers): that never
-becomes a node.
+floating-point input nor a parameter (positions, masks, comparisons, everything of integers): that
+never becomes a node.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ OTHER = Plain(Operation.OTHER)
 _NAMES: dict[Rule, str] = {
     # The same numbers in the same places.
     Transparent(keeps=True): """
-        alias detach clone contiguous to _to_copy type_as float half bfloat16 double lift lift_fresh
+        alias detach clone contiguous to _to_copy type_as lift lift_fresh
         lift_fresh_copy _conj conj resolve_conj resolve_neg positive neg negative requires_grad
         _conj_physical _autocast_to_reduced_precision _autocast_to_full_precision nan_to_num
     """,
@@ -156,7 +156,7 @@ _NAMES: dict[Rule, str] = {
     Layer(Operation.RMS_NORM, role=Role.NORM_WEIGHT): "rms_norm _fused_rms_norm",
     Layer(Operation.LEAKY_RELU, data=("self",), bias=(), role=Role.SCALE): "prelu _prelu_kernel",
     # Products.
-    Product("self", "mat2"): "mm bmm",
+    Product("self", "mat2"): "mm bmm _grouped_mm",
     Product("self", "other"): "matmul",
     Product("self", "vec"): "mv",
     Product("self", "tensor"): "dot",
@@ -188,11 +188,11 @@ _NAMES: dict[Rule, str] = {
         elu selu celu hardswish hardtanh softplus mish hardshrink softshrink threshold abs exp exp2 expm1
         log log2 log10 log1p sqrt rsqrt square pow reciprocal clamp clamp_min clamp_max clip erf erfc erfinv
         sinh cosh asinh acosh atanh asin acos atan atan2 tan sign sgn maximum minimum fmax fmin
-        floor ceil round trunc frac logit xlogy softsign logaddexp heaviside fmod remainder hypot angle
+        floor ceil round trunc frac logit xlogy logaddexp heaviside fmod remainder hypot angle
         floor_divide float_power special_erf special_expit
     """,
     Plain(Operation.MULTIPLY): "glu",
-    Plain(Operation.SOFTMAX): "softmax _softmax log_softmax _log_softmax _safe_softmax softmin",
+    Plain(Operation.SOFTMAX): "softmax _softmax log_softmax _log_softmax _safe_softmax",
     Plain(Operation.ATTENTION, data=("query", "key", "value"), absorbs=Role.TABLE): """
         scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu
         _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
@@ -216,7 +216,7 @@ _NAMES: dict[Rule, str] = {
         pixel_shuffle pixel_unshuffle max_unpool2d max_unpool3d
     """,
     Plain(Operation.SCATTER, data=("self", "src", "source", "values"), positions=("index",)): """
-        scatter scatter_add scatter_reduce index_add index_copy index_reduce _scatter_reduce segment_reduce
+        scatter scatter_add scatter_reduce index_add index_copy index_reduce segment_reduce
     """,
     Plain(Operation.GATHER, data=("self",), positions=("index", "indices")): """
         index gather index_select take take_along_dim _unsafe_index
