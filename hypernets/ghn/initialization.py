@@ -21,6 +21,7 @@ from metainit.adaptation import Progress, Task
 from metainit.card import AdaptationRoutine, Card
 from metainit.checkpoint import Checkpoint
 from metainit.errors import CheckpointError, MismatchError, SourceError
+from metainit.fill import fill_parameters
 from metainit.initialization import run_routine
 from metainit.recalibration import Recalibration, recalibrate
 
@@ -111,7 +112,7 @@ class Predicted:
             refuse_trained(network)
         graph = trace(network, example_inputs, keep=keep)
         weights = self.predict(graph, seed=seed, exact=exact)
-        write(network, weights, graph)
+        write(network, weights, graph, f"prediction of {self.card.name!r}")
         done = None if observation is None else recalibrate(network, [observation])
         return Filled(tuple(weights), graph.skipped, done)
 
@@ -188,27 +189,16 @@ def refuse_trained(network: nn.Module) -> None:
         )
 
 
-def write(network: nn.Module, weights: Mapping[str, Tensor], graph: ArchitectureGraph) -> None:
+def write(network: nn.Module, weights: Mapping[str, Tensor], graph: ArchitectureGraph, source: str) -> None:
     """Copy predicted weights into a network, all of them or none; tied parameters stay tied.
 
     Raises:
-        MismatchError: names or shapes are not those of the network.
+        MismatchError: names or shapes are not those of the network, or it has no storage to write to.
     """
-    own = dict(network.named_parameters())
-    missing = sorted(own.keys() - weights.keys() - graph.skipped.keys())
-    wrong = sorted(k for k, v in weights.items() if k not in own or own[k].shape != v.shape)
-    if missing or wrong:
-        raise MismatchError(
-            f"the prediction does not fit this {type(network).__name__}; not predicted: "
-            f"{', '.join(missing) or 'none'}; of another shape or name: "
-            f"{', '.join(wrong) or 'none'}; nothing was filled"
-        )
-    on_meta = sorted(k for k in weights if own[k].device.type == "meta")
+    on_meta = sorted(name for name, value in network.named_parameters() if value.is_meta)
     if on_meta:
         raise MismatchError(
             f"the network lies on the meta device ({on_meta[0]} has no storage); nothing was filled: give it "
             "storage first, network.to_empty(device='cpu'), and fill its buffers"
         )
-    with torch.no_grad():
-        for name, value in weights.items():
-            own[name].copy_(value)
+    fill_parameters(network, weights, graph.skipped, source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hypernets.architecture.graph import ArchitectureGraph
+from hypernets.architecture.inputs import ExampleInputs
 from hypernets.architecture.serialize import to_json
 from hypernets.architecture.trace import trace
 from hypernets.ghn.initialization import refuse_trained
-from hypernets.ghn.recalibration import recalibrate
 from metainit import checkpoint as files
 from metainit.adaptation import Progress, Task
 from metainit.card import AdaptationRoutine, Card, canonical_json, read_card
@@ -22,6 +22,7 @@ from metainit.client import Client
 from metainit.errors import EndpointError, SourceError
 from metainit.fill import fill_parameters
 from metainit.initialization import run_routine
+from metainit.recalibration import recalibrate
 from metainit.references import parse_url
 
 SEEDS = 2**53
@@ -59,7 +60,7 @@ class RemotePredicted:
         network: nn.Module,
         *,
         seed: int | None = None,
-        example_inputs: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
+        example_inputs: ExampleInputs | None = None,
         condition: Any = None,
         observation: Tensor | None = None,
         exact: bool = False,

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import metainit
+from hypernets.ghn.config import GhnConfig
+from hypernets.ghn.initialization import Predicted
+from hypernets.ghn.model import Ghn
+from metainit import checkpoint
+from metainit.card import Card, Method, Provenance
+from metainit.errors import CheckpointError, GraphError, MismatchError, SourceError
+
+CONFIG = GhnConfig(width=16, heads=2, layers=1, block=8, kernel=3)
+INPUTS = torch.zeros(2, 1, 8, 8)
+
+
+def small_network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 36, 10)
+    )
+
+
+def saved(path: Path, config: GhnConfig = CONFIG) -> Path:
+    torch.manual_seed(0)
+    card = Card(
+        kind="ghn",
+        name="ghn-test",
+        method=Method(name="ghn"),
+        provenance=Provenance(recipe={"hypernetwork": config.model_dump(mode="json")}),
+    )
+    checkpoint.save(path / "ghn.safetensors", Ghn(config).state_dict(), card)
+    return path / "ghn.safetensors"
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Predicted:
+    found = metainit.load(saved(tmp_path_factory.mktemp("ghn")))
+    assert isinstance(found, Predicted)
+    return found
+
+
+def values(network: nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in network.state_dict().items()}
+
+
+def test_a_network_is_filled_as_its_seed_says(start: Predicted) -> None:
+    first, second = (
+        start.init_(small_network(i), seed=3, example_inputs=INPUTS).state_dict() for i in range(2)
+    )
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    other = start.init_(small_network(), seed=4, example_inputs=INPUTS).state_dict()
+    assert not torch.equal(first["0.weight"], other["0.weight"])  # 12 channels out of a block of 8
+
+
+def test_what_is_kept_keeps_its_values(start: Predicted) -> None:
+    network = small_network()
+    before = values(network)
+    filled = start.fill_(network, INPUTS, seed=0, keep=["4.weight", "0.bias"])
+    assert set(filled.skipped) == {"4.weight", "0.bias"}
+    assert set(filled.predicted) == {"0.weight", "1.weight", "1.bias", "4.bias"}
+    for name in filled.skipped:
+        assert torch.equal(network.state_dict()[name], before[name])
+    assert not torch.equal(network.state_dict()["0.weight"], before["0.weight"])
+
+
+def test_running_statistics_are_those_of_the_users_data(start: Predicted) -> None:
+    network, data = small_network(), torch.randn(64, 1, 8, 8)
+    filled = start.fill_(network, INPUTS, seed=0, observation=data)
+    assert filled.recalibrated is not None and filled.recalibrated.layers == ("1",)
+    with torch.no_grad():
+        inside = network[0](data)
+    torch.testing.assert_close(network[1].running_mean, inside.mean((0, 2, 3)))
+    untouched = small_network()
+    assert start.fill_(untouched, INPUTS, seed=0).recalibrated is None
+    assert torch.equal(untouched[1].running_mean, torch.zeros(12))
+
+
+def test_tied_parameters_stay_tied(start: Predicted) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(20, 6)
+            self.head = nn.Linear(6, 20, bias=False)
+            self.head.weight = self.words.weight
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.words(tokens))
+            return logits
+
+    network = Tied()
+    start.init_(network, seed=0, example_inputs=torch.zeros(2, 3, dtype=torch.long))
+    assert network.head.weight is network.words.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_type_follows_the_network(start: Predicted, dtype: torch.dtype) -> None:
+    network = start.init_(small_network().to(dtype), seed=0, example_inputs=INPUTS.to(dtype))
+    reference = start.init_(small_network(), seed=0, example_inputs=INPUTS)
+    for (name, value), other in zip(network.named_parameters(), reference.parameters(), strict=True):
+        assert value.dtype == dtype, name
+        torch.testing.assert_close(value, other.to(dtype))
+
+
+def test_a_trained_network_is_not_overwritten_unasked(start: Predicted) -> None:
+    network = small_network()
+    network(torch.randn(4, 1, 8, 8))  # moves the running statistics
+    before = values(network)
+    with pytest.raises(MismatchError, match=r"looks trained .*num_batches_tracked.*overwrite=True"):
+        start.init_(network, seed=0, example_inputs=INPUTS)
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+    start.init_(network, seed=0, example_inputs=INPUTS, overwrite=True)
+    assert not torch.equal(before["0.weight"], network.state_dict()["0.weight"])
+    with_gradients = nn.Linear(2, 2)
+    with_gradients(torch.ones(1, 2)).sum().backward()
+    with pytest.raises(MismatchError, match="looks trained"):
+        start.init_(with_gradients, seed=0, example_inputs=torch.ones(1, 2))
+
+
+def test_a_network_without_storage_is_refused(start: Predicted) -> None:
+    with torch.device("meta"):
+        network = small_network()
+    with pytest.raises(MismatchError, match=r"meta device .*to_empty"):
+        start.init_(network, seed=0, example_inputs=INPUTS)
+
+
+def test_what_is_missing_is_said(start: Predicted) -> None:
+    network = small_network()
+    with pytest.raises(SourceError, match="example_inputs"):
+        start.init_(network, seed=0)
+    with pytest.raises(SourceError, match="takes no condition"):
+        start.init_(network, seed=0, example_inputs=INPUTS, condition=3)
+    with pytest.raises(GraphError):
+        start.init_(network, seed=0, example_inputs=torch.zeros(2, 3, 8, 8))
+    with pytest.raises(GraphError, match=r"no parameter of the network.*0\.weight"):
+        start.init_(network, seed=0, example_inputs=INPUTS, keep=["0.weigth"])
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    stored = checkpoint.load(path)
+    for recipe, text in (
+        ({}, "does not say the sizes"),
+        ({"hypernetwork": CONFIG.model_dump() | {"width": 32}}, "not those of its hypernetwork"),
+    ):
+        card = stored.card.model_copy(update={"provenance": Provenance(recipe=recipe)})
+        with pytest.raises(CheckpointError, match=text):
+            Predicted(checkpoint.Checkpoint(stored.tensors, card))
+
+
+def test_the_probe_takes_a_hypernetwork(start: Predicted) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(16, 1, 8, 8, generator=generator), torch.randint(10, (16,), generator=generator))
+        for _ in range(3)
+    ]
+    network = small_network()
+    before = values(network)
+    report = metainit.probe(network, ["default", start], batches, nn.functional.cross_entropy, steps=(0, 2))
+    assert {row.source for row in report.rows} == {"default", "ghn-test"}
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
