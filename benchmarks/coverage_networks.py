@@ -1,4 +1,4 @@
-"""The networks whose graphs `benchmarks.coverage` counts: libraries' models, and small ones."""
+"""The networks whose graphs `benchmarks.coverage` counts: libraries' models, and small ones beside them."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def _integers(network: nn.Module, example_inputs: ExampleInputs) -> str:
     digest = hashlib.sha256()
     for tensor in (*network.buffers(), *tensors(arguments(example_inputs))):
         if keeps_numbers(tensor):
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -64,6 +64,7 @@ def draw(graph: ArchitectureGraph, path: str | Path) -> Path:
         ...     draw(graph, Path(folder) / 'graph.png').stat().st_size > 0
         True
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     plan = layout(graph)
@@ -83,7 +84,8 @@ def draw(graph: ArchitectureGraph, path: str | Path) -> Path:
         _draw_node(axes, node, centre, scale)
     _draw_legend(axes, graph, scale)
     path = Path(path)
-    figure.savefig(path, metadata=_reproducible(path))
+    with rc_context({"svg.hashsalt": "metainit"}):
+        figure.savefig(path, metadata=_reproducible(path))
     return path
 
 

@@ -193,13 +193,16 @@ class _Builder:
     def _result(self, call: Call, rule: Rule, refs: list[Ref], states: list[State], lift: bool) -> State:
         if isinstance(rule, Layer):
             return self._layer(call, rule, lift)
+        if isinstance(rule, (Product, Einsum)) and not any(isinstance(s, Data) for s in states):
+            # Parameters in a product with what comes from an input, or where data are expected: a layer.
+            learned = any(isinstance(s, Learned) for s in states)
+            if learned and (lift or any(isinstance(s, Fixed) and s.inputs for s in states)):
+                return self._product(call, rule)
         if lift:
             return self._lifted(call, rule, refs)
         if isinstance(rule, Constant):
             return Fixed()
         if not any(isinstance(s, Data) for s in states):
-            if isinstance(rule, (Product, Einsum)) and {type(s) for s in states} == {Fixed, Learned}:
-                return self._product(call, rule)  # Fixed data, such as coordinates, in a layer.
             return self._without_data(call, rule, states)
         match rule:
             case Transparent(data, keeps):
@@ -224,10 +227,7 @@ class _Builder:
             assert operand is not None
             return Data(operand.draft, call.results[0] or 0)
         operands = [self._as_data(ref.value) for ref in refs]
-        operation = {
-            Product: Operation.MATMUL, Einsum: Operation.MATMUL, Sum: Operation.ADD,
-            Multiply: Operation.MULTIPLY, Join: Operation.CONCAT,
-        }.get(type(rule))  # fmt: skip
+        operation = {Sum: Operation.ADD, Multiply: Operation.MULTIPLY, Join: Operation.CONCAT}.get(type(rule))
         if operation is None:
             assert isinstance(rule, Plain)
             operation = rule.operation
@@ -243,7 +243,8 @@ class _Builder:
         uses = tuple({use.name: use for state in learned for use in state.uses}.values())
         looked_up = isinstance(rule, Plain) and rule.operation is Operation.GATHER
         if len(learned) == 1 and (isinstance(rule, Transparent) or looked_up):
-            return Learned(tuple(_seen_through(use, call) for use in uses), learned[0].call)
+            uses = tuple(use.as_role(Role.TABLE) if looked_up else _seen_through(use, call) for use in uses)
+            return Learned(uses, learned[0].call)
         return Learned(uses, self.call_number)
 
     def _follow_map(self, call: Call, rule: Transparent, results: Sequence[int]) -> None:
@@ -350,6 +351,8 @@ class _Builder:
             added = added if rule.added else []
         learned = [ref for ref in factors if self._is_learned(ref)]
         data = [ref for ref in factors if not self._is_learned(ref)]
+        if not data:
+            data, learned = learned[:1], learned[1:]
         if learned and data:
             uses = [
                 use.as_role(Role.WEIGHT if not use.is_vector or len(learned) == 1 else Role.SCALE, transposed)
@@ -435,7 +438,9 @@ class _Builder:
         operands += self._positions(self._named(call, rule.positions)) if rule.positions else []
         if not operands:
             return self._without_data(call, rule, self._states(refs))
-        operation, settings = _pooling(call, rule.operation, self.recording)
+        operation, settings = _pooling(call, rule.operation)
+        if _cuts_at_zero(call):
+            operation = Operation.RELU
         return self._node(call, operation, operands, uses, **settings)
 
     def _attention(self, call: Call) -> tuple[list[Operand], list[Use]]:
@@ -528,7 +533,13 @@ def _convolution(call: Call, operation: Operation, recording: Recording) -> tupl
     return operation, {"groups": groups, "stride": stride, "dilation": dilation}
 
 
-def _pooling(call: Call, operation: Operation, recording: Recording) -> tuple[Operation, dict[str, int]]:
+def _cuts_at_zero(call: Call) -> bool:
+    """Return whether a clamp is a ReLU, with or without an upper end."""
+    bounded = operator_name(call.operator) in ("clamp", "clamp_min", "hardtanh")
+    return bounded and call.arguments.get("min_val", call.arguments.get("min")) == 0
+
+
+def _pooling(call: Call, operation: Operation) -> tuple[Operation, dict[str, int]]:
     """Return a pooling's exact kind and its settings: the average over everything is a mean."""
     if operation not in (Operation.MAX_POOL, Operation.AVERAGE_POOL):
         return operation, {}
