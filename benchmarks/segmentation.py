@@ -50,11 +50,16 @@ CURVE_TUNING, CURVE_TEST = 8, 32
 ABROAD = ("cells", "membranes", "objects")
 ABROAD_SEARCH = Search(SEARCH.grids, (1, 2, 5, 10, 20), (20,), screening=4, finalists=3)
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+KINDS = ("prior", "joint")
+BATCH_JOINT = "joint-batch"
+"""Transfer learning of a network whose normalization uses the statistics of the images at hand."""
 Chosen = Mapping[str, Any]
 
 
 def start_of(kind: str, name: str, seed: int) -> Start:
-    """Return the prior, transfer learning's start, or an ordinary one by its name."""
+    """Return the prior, transfer learning's start (with either norm), or an ordinary one by its name."""
+    if kind == BATCH_JOINT:
+        return joint_start(name, seed, "batch")[0]
     if kind == "prior":
         return prior_start(name, seed)[0]
     if kind == "joint":
@@ -65,16 +70,22 @@ def start_of(kind: str, name: str, seed: int) -> Start:
 def measure(cells: Cells, name: str) -> None:
     """Five shots on classes that nothing was trained or tuned on: few steps, and each one's optimum."""
     cells.cell(f"{name}/masks", lambda: copied_masks(name))
-    for kind in ("prior", "joint", "scratch"):
+    for kind in ("prior", "joint", "scratch", *((BATCH_JOINT,) if name == "clothes" else ())):
         own = chosen(cells, name, kind)
+        norm = norm_of(kind)
         for limit, best in own.items():
             for seed in SEEDS:
                 cells.cell(
                     f"{name}/{kind}/{limit}/{seed}",
-                    lambda k=kind, b=best, s=seed: values_of(
-                        start_of(b["start"] if k == "scratch" else k, name, s), b, name, TEST
+                    lambda k=kind, b=best, s=seed, n=norm: values_of(
+                        start_of(b["start"] if k == "scratch" else k, name, s), b, name, TEST, SHOTS, n
                     ),
                 )
+
+
+def norm_of(kind: str) -> Norm:
+    """Return the normalization of a kind of start's network."""
+    return "batch" if kind == BATCH_JOINT else "group"
 
 
 def chosen(cells: Cells, name: str, kind: str) -> Mapping[str, Chosen]:
@@ -84,7 +95,7 @@ def chosen(cells: Cells, name: str, kind: str) -> Mapping[str, Chosen]:
         begin = cpu_seconds()
         kinds = ORDINARY if kind == "scratch" else (kind,)
         starts = [start_of(k, name, 0) for k in kinds]
-        bench = Bench(network_of(), domain(name))
+        bench = Bench(network_of(norm_of(kind)), domain(name))
         found = choose(bench, starts, batch_of(name, "validation", TUNING), SEARCH)
         seconds = round(cpu_seconds() - begin, 1)
         return {str(limit): {**best, "cpu_seconds": seconds} for limit, best in found.items()}
@@ -121,15 +132,15 @@ def _copied(name: str, split: Any, count: int, threshold: float) -> np.ndarray:
     return np.array(found)
 
 
-def shots(cells: Cells, name: str) -> None:
+def shots(cells: Cells, name: str, kinds: Sequence[str] = KINDS, counts: Sequence[int] | None = None) -> None:
     """The prior and transfer learning with more and fewer labelled images.
 
     Of the settings that were finalists with five images the best is chosen anew for each number of images.
     """
-    for kind in ("prior", "joint"):
+    for kind in kinds:
         first = chosen(cells, name, kind)
         settings = [tuple(s) for s in next(iter(first.values()))["finalists"]]
-        for count in CURVE[name]:
+        for count in CURVE[name] if counts is None else counts:
             own = cells.cell(
                 f"{name}/chosen/{kind}/shots/{count}",
                 lambda k=kind, c=count, w=settings: {
@@ -224,6 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("part", choices=("train", "measure", "shots", "abroad", "norms", "table"))
     parser.add_argument("--set", choices=("clothes", "strokes", "synth"))
     parser.add_argument("--seed", type=int, choices=SEEDS, default=0)
+    parser.add_argument("--kind", choices=KINDS, action="append", help="of start, for shots")
+    parser.add_argument("--count", type=int, action="append", help="of labelled images, for shots")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     cells = Cells("segmentation")
@@ -231,9 +244,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.part == "train":
         for name in sets:
             _train(cells, name, given.seed)
-    elif given.part in ("measure", "shots"):
+    elif given.part == "measure":
         for name in sets:
-            {"measure": measure, "shots": shots}[given.part](cells, name)
+            measure(cells, name)
+    elif given.part == "shots":
+        for name in sets:
+            shots(cells, name, given.kind or KINDS, given.count)
     else:
         {"abroad": abroad, "norms": norms, "table": table}[given.part](cells)
 

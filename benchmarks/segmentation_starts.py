@@ -8,6 +8,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -31,6 +32,8 @@ ORDINARY = ("default", "kaiming", "orthogonal", "lsuv")
 SHOTS, QUERIES = 5, 5
 TRAINING_STEPS = {"clothes": 350, "strokes": 500, "synth": 1500}
 INNER_STEPS, META_BATCH = 5, 4
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where networks are trained and adapted."""
 
 
 def network_spec(norm: Norm = "group") -> Spec:
@@ -134,30 +137,33 @@ def plan(name: str, norm: Norm = "group") -> Plan:
 
 def prior_start(name: str, seed: int, norm: Norm = "group") -> tuple[Start, dict[str, Any]]:
     """Return the prior of one seed, and what its training cost; trains it where that is still to do."""
-    path, facts = train(plan(name, norm), domain(name), seed)
+    path, facts = train(plan(name, norm), domain(name), seed, device=DEVICE)
     start = load(path)
     assert isinstance(start, Prior)
-    filled = start.init_(build(network_spec(norm)))
-    return Start("prior", weights_of(filled), start.card.routine, start.checkpoint.step_sizes), facts
+    filled = start.init_(network_of(norm))
+    sizes = {k: v.to(DEVICE) for k, v in start.checkpoint.step_sizes.items()}
+    return Start("prior", weights_of(filled), start.card.routine, sizes), facts
 
 
-def joint_start(name: str, seed: int) -> tuple[Start, dict[str, Any]]:
+def joint_start(name: str, seed: int, norm: Norm = "group") -> tuple[Start, dict[str, Any]]:
     """Return transfer learning's start: as many gradient evaluations as the prior's training had.
 
     The search of its step size comes on top of that.
     """
-    path, note = WEIGHTS / f"seg-{name}-joint-{seed}.safetensors", WEIGHTS / f"seg-{name}-joint-{seed}.json"
+    kind = "joint" if norm == "group" else f"joint-{norm}"
+    path = WEIGHTS / f"seg-{name}-{kind}-{seed}.safetensors"
+    note = path.with_suffix(".json")
     budget = TRAINING_STEPS[name] * META_BATCH * (INNER_STEPS + 1)
-    expected = {"budget": budget, "seed": seed, "network": network_spec().model_dump(mode="json")}
+    expected = {"budget": budget, "seed": seed, "network": network_spec(norm).model_dump(mode="json")}
     expected["domain"] = domain(name).fingerprint()
     if path.is_file() and note.is_file():
         kept: dict[str, Any] = json.loads(note.read_text())
         if {k: kept.get(k) for k in expected} != expected:
             raise SystemExit(f"{note}: trained otherwise than now asked for: delete {path} to train again")
-        return Start("joint", load_file(path)), kept
+        return Start("joint", load_file(path, str(DEVICE))), kept
     said: list[str] = []
     begin = cpu_seconds()
-    start = joint(Setting(build(network_spec()), domain(name), seed=seed, budget=budget, note=said.append))
+    start = joint(Setting(network_of(norm), domain(name), seed=seed, budget=budget, note=said.append))
     facts = {
         **expected,
         "cpu_seconds": round(cpu_seconds() - begin, 1),
@@ -172,9 +178,9 @@ def joint_start(name: str, seed: int) -> tuple[Start, dict[str, Any]]:
 
 def network_of(norm: Norm = "group") -> nn.Module:
     """Return the network, whose weights are of no account."""
-    return build(network_spec(norm))
+    return build(network_spec(norm)).to(DEVICE)
 
 
 def batch_of(name: str, split: Literal["validation", "test"], count: int, shots: int = SHOTS) -> TaskBatch:
     """Return the first held-out tasks of a data set; with more shots the queries stay the same."""
-    return held_out(domain(name, shots), split, count)
+    return held_out(domain(name, shots), split, count).to(DEVICE, torch.float32)

@@ -30,7 +30,7 @@ def _five_shots(v: Values, name: str) -> None:
     print(f"\n### {name}, five shots: {len(groups)} tasks of {len(set(groups))} classes\n")
     print("| start | at most 5 steps | its optimum |\n|---|---|---|")
     found = {}
-    for kind in ("prior", "joint", "scratch"):
+    for kind in ("prior", "joint", "scratch", "joint-batch"):
         row = []
         for limit in ("5", "40"):
             values = _stack(v, f"{name}/{kind}/{limit}")
@@ -45,7 +45,7 @@ def _five_shots(v: Values, name: str) -> None:
     if f"{name}/masks" in v:
         masks = 100 * np.array([v[f"{name}/masks"]["iou"]])
         print(f"| copied masks | {_cell(bootstrap(masks, groups=groups))} | |")
-    for kind in ("joint", "scratch"):
+    for kind in ("joint", "scratch", "joint-batch"):
         for limit in ("5", "40"):
             if ("prior", limit) in found and (kind, limit) in found:
                 gain = paired_bootstrap(found["prior", limit], found[kind, limit], groups=groups)

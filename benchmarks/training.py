@@ -62,6 +62,7 @@ def train(
     seed: int,
     watch: Watch | None = None,
     watch_every: float = 30.0,
+    device: str | torch.device = "cpu",
 ) -> tuple[Path, dict[str, Any]]:
     """Train with one seed, or return what an earlier call left.
 
@@ -81,7 +82,7 @@ def train(
         kept: dict[str, Any] = json.loads(note.read_text())
         _require_plan(note, path, kept.get("plan"), digest)
         return path, kept
-    network = init_(build(plan.network, seed), plan.start, seed=seed)
+    network = init_(build(plan.network, seed), plan.start, seed=seed).to(device)
     algorithm = plan.algorithm
     function, rule = function_of(network, algorithm.memory_format), rule_for(algorithm)
     inner = algorithm.inner(network)
@@ -91,6 +92,7 @@ def train(
         while loop.step < plan.outer.steps:
             here = domain_at(loop.step)
             batch = here.tasks(seed, loop.step, plan.outer.meta_batch)
+            batch = batch.map(lambda t: t.to(device))
             gradient = meta_gradient(
                 rule,
                 here,

@@ -26,8 +26,9 @@ from metainit.evidence.curves import Bench, Start, best_routines, weights_of
 from metainit.evidence.measuring import Measured, held_out
 from metainit.initialization import Prior, from_file, load
 from metainit.networks import build
-from pipelines.finish import evidence_of, typical_task
-from pipelines.preparation import Prepared, prepare
+from pipelines.preparation import prepare
+from pipelines.prior.evidence import measure_prior, shown_task
+from pipelines.prior.preparation import PreparedPrior
 from pipelines.recipe import load_recipe
 from pipelines.tracking import ListSink
 from pipelines.train import train
@@ -56,6 +57,7 @@ def main() -> None:
     if arguments.only == "synthesis":
         return
     prepared = prepare(load_recipe(RECIPE, arguments.settings))
+    assert isinstance(prepared, PreparedPrior)
     checkpoint = train(
         prepared.recipe, arguments.run, sink=ListSink(), prepared=prepared, progress=_tell
     ).checkpoint
@@ -69,13 +71,13 @@ def main() -> None:
         draw_evidence(prepared, checkpoint)
 
 
-def draw_evidence(prepared: Prepared, checkpoint: Path) -> None:
+def draw_evidence(prepared: PreparedPrior, checkpoint: Path) -> None:
     """Measure the prior beside its controls; write the table, the curves and one typical task."""
-    evidence = evidence_of(prepared, checkpoint, _note)
+    evidence = measure_prior(prepared, checkpoint, _note)
     write_atomically(PICTURES / "evidence.txt", (evidence.table() + "\n").encode())
     quote_table(PICTURES.parent / "evidence.md", evidence.table())
     evidence.plot(PICTURES / "evidence.png")
-    task = typical_task(prepared, evidence)
+    task = shown_task(prepared, evidence)
     evidence.plot_reconstructions(PICTURES / "reconstructions.png", prepared.domain, task)
 
 
@@ -86,7 +88,7 @@ def quote_table(page: Path, table: str) -> None:
     write_atomically(page, f"{before}{MARK}\n\n```text\n{table}\n```{after}".encode())
 
 
-def draw_masked(prepared: Prepared, prior: Prior) -> None:
+def draw_masked(prepared: PreparedPrior, prior: Prior) -> None:
     """Draw fits to some of an image's pixels, from the prior and from SIREN's scheme with a tuned step."""
     spec = prior.card.network
     assert spec is not None
@@ -117,7 +119,7 @@ def draw_masked(prepared: Prepared, prior: Prior) -> None:
     figure.savefig(PICTURES / "masked.png", dpi=130, metadata={"Software": None})
 
 
-def draw_starts(prepared: Prepared, prior: Prior) -> None:
+def draw_starts(prepared: PreparedPrior, prior: Prior) -> None:
     """Draw what a network shows right after each start, before any step."""
     spec = prior.card.network
     assert spec is not None

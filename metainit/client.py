@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -26,33 +26,57 @@ import httpx
 from filelock import FileLock, Timeout
 
 from metainit.bounded import MAX_EVIDENCE_BYTES, parse_object, read_object
+from metainit.card import canonical_json
 from metainit.errors import CheckpointError, EndpointError
 from metainit.places import cache_folder
 from metainit.references import Reference, parse_url
 from metainit.transfer import Blob, Retry, Transfer, check, file_sha256
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from metainit.checkpoint import Checkpoint
 
 LOGGER = logging.getLogger("metainit.client")
 CACHE = "endpoint"
 MAX_BYTES = 64 << 30
 PATIENT = Retry()
+PREDICTION_TIMEOUT = httpx.Timeout(connect=5.0, read=180.0, write=30.0, pool=5.0)
+KIND_HEADER = "x-metainit-kind"
+"""What the answer for some weights says of their kind."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _TAG = re.compile(r'"(?P<sha256>[0-9a-f]{64})"')
 
 
 class Resolved(NamedTuple):
-    """What lies at an address: the verified file of the checkpoint, and its evidence."""
+    """What lies at an address: its kind, and the verified file of the checkpoint with its evidence.
 
-    path: Path
+    There is no file of a kind that is left on the endpoint.
+    """
+
+    path: Path | None
     evidence: dict[str, Any] | None
+    kind: str = ""
 
 
-def resolve_url(source: str) -> Resolved:
+class Located(NamedTuple):
+    """What a reference means now: its file where that was fetched before, else the kind and the blob."""
+
+    reference: Reference
+    path: Path | None
+    kind: str = ""
+    blob: Blob | None = None
+
+
+def resolve_url(source: str, left_there: Collection[str] = ()) -> Resolved:
     """Fetch the checkpoint at an address, and its evidence; both are kept in the cache.
 
     Evidence that cannot be had is logged and left out: the weights are good without it, and a pinned version
     whose weights were fetched before needs no endpoint.
+
+    Args:
+        source: the address.
+        left_there: kinds of checkpoints that are not fetched.
 
     Raises:
         EndpointError: the address has another form, the endpoint cannot be reached, or it answers
@@ -60,12 +84,15 @@ def resolve_url(source: str) -> Resolved:
     """
     base, reference = parse_url(source)
     with Client(base) as client:
-        path = client.fetch(str(reference))
+        found = client.located(str(reference))
+        if found.path is None and found.kind in left_there:
+            return Resolved(None, None, found.kind)
+        path = client.fetched(found)
         try:
-            return Resolved(path, client.evidence(str(reference), path.stem))
+            return Resolved(path, client.evidence(str(reference), path.stem), found.kind)
         except EndpointError as error:
             LOGGER.warning("no evidence for %s: %s", source, error)
-            return Resolved(path, None)
+            return Resolved(path, None, found.kind)
 
 
 class Client:
@@ -195,16 +222,85 @@ class Client:
                 after a second clean download, or the disk is full (what has arrived is kept and
                 resumed).
         """
+        return self.fetched(self.located(reference), path)
+
+    def located(self, reference: str) -> Located:
+        """Return what a reference means now; a pinned version that is in the cache needs no endpoint.
+
+        Raises:
+            EndpointError: it does not exist, or the endpoint cannot be reached.
+        """
         where = self._reference(reference)
-        try:
-            blob = self._from_cache(where) or self._from_endpoint(where)
+        with self._storing(where):
+            known = self._remembered(where)
+        if known is not None and where.version is not None:
+            return Located(where, self._blob_path(known))
+        return self._transfer.attempt(lambda: self._locate(where, known))
+
+    def fetched(self, located: Located, path: str | Path | None = None) -> Path:
+        """Return the verified file of what was located, as `fetch` does."""
+        where = located.reference
+        with self._storing(where):
+            if located.blob is not None:
+                blob = self._brought(located.blob, where)
+                self._remember(where, located.blob.sha256)
+            else:
+                assert located.path is not None
+                blob = located.path
             return blob if path is None else _copy(blob, Path(path))
-        except OSError as error:
-            raise EndpointError(
-                f"cannot store {where}: {error.strerror or error} "
-                f"({error.filename or self._cache}); what has arrived is kept: free some space or "
-                "point METAINIT_CACHE elsewhere, and call again"
-            ) from error
+
+    def predicted(
+        self, reference: str, graph: Mapping[str, Any], *, seed: int = 0, exact: bool = False
+    ) -> Path:
+        """Return the verified file of the weights that a hypernetwork there predicts.
+
+        Args:
+            reference: of the hypernetwork, as for `fetch`.
+            graph: the architecture graph of a network, as JSON.
+            seed: of the residual that keeps neurons from being alike.
+            exact: leave the residual out.
+
+        Raises:
+            EndpointError: as for `fetch`; or there is no hypernetwork, the graph is refused, or too many
+                predictions are under way.
+        """
+        where = self._reference(reference)
+        url = f"{self.url}{where.path}/predict"
+        content = canonical_json({"graph": graph, "seed": seed, "exact": exact}).encode()
+        answer = parse_object(self._transfer.attempt(lambda: self._posted(url, content)), url)
+        sha256, size = answer.get("sha256"), answer.get("size")
+        if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256) or type(size) is not int:
+            raise EndpointError(f"{url} gave no SHA-256 and size; is this a metainit endpoint?")
+        if not 0 < size <= MAX_BYTES:
+            raise EndpointError(f"{url} announces {size} bytes, expected at most {MAX_BYTES}")
+        with self._storing(where):
+            return self._brought(Blob(sha256, size, f"{self.url}/v1/blobs/{sha256}"), where)
+
+    def predict(
+        self, network: nn.Module, reference: str, *, example_inputs: Any, **arguments: Any
+    ) -> nn.Module:
+        """Fill a network, in place, with the weights that a hypernetwork there predicts for it.
+
+        The network is traced here; its graph travels, and nothing else of it.
+
+        Args:
+            network: any module that can be traced.
+            reference: of the hypernetwork, as for `fetch`.
+            example_inputs: what the network is called with; only shapes and types matter.
+            arguments: as for the `init_` of a hypernetwork: `seed`, `exact`, `keep`, `observation`,
+                `overwrite`.
+
+        Raises:
+            EndpointError: as for `predicted`.
+            GraphError: the network cannot be traced; nothing is changed.
+            MismatchError: the network looks trained; nothing is changed.
+            SourceError: the package that traces is not installed.
+        """
+        from metainit.initialization import extension
+
+        remote = extension("metainit.remotes", "ghn")(self, reference)
+        filled: nn.Module = remote.init_(network, example_inputs=example_inputs, **arguments)
+        return filled
 
     def checkpoint(self, reference: str) -> Checkpoint:
         """Fetch an initialization and return its tensors and card.
@@ -254,16 +350,8 @@ class Client:
         with _temporary(path) as temporary:
             temporary.write_text(json.dumps({"url": f"{self.url}{reference.path}", "sha256": sha256}))
 
-    def _from_cache(self, reference: Reference) -> Path | None:
-        sha256 = self._remembered(reference) if reference.version is not None else None
-        return self._blob_path(sha256) if sha256 else None
-
-    def _from_endpoint(self, reference: Reference) -> Path:
-        known = self._remembered(reference)
-        blob = self._transfer.attempt(lambda: self._locate(reference, known))
-        if blob is None:
-            assert known is not None
-            return self._blob_path(known)
+    def _brought(self, blob: Blob, what: Reference) -> Path:
+        """Return the file of a blob in the cache, downloading it where it is not there."""
         path = self._blob_path(blob.sha256)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -272,18 +360,36 @@ class Client:
                     self._transfer.download(blob, path)
         except Timeout as error:
             raise EndpointError(
-                f"another process has been fetching {reference} for 10 minutes; "
+                f"another process has been fetching {what} for 10 minutes; "
                 f"if none is, delete {error.lock_file}"
             ) from error
-        self._remember(reference, blob.sha256)
         return path
 
-    def _locate(self, reference: Reference, known: str | None) -> Blob | None:
-        """Ask what a reference means now; None says that it still means what is known."""
+    @contextmanager
+    def _storing(self, what: Reference) -> Iterator[None]:
+        """Turn what the disk refuses into an error that says what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise EndpointError(
+                f"cannot store {what}: {error.strerror or error} "
+                f"({error.filename or self._cache}); what has arrived is kept: free some space or "
+                "point METAINIT_CACHE elsewhere, and call again"
+            ) from error
+
+    def _posted(self, url: str, content: bytes) -> bytes:
+        """Post JSON and return the answer's content; a prediction may take a while."""
+        headers = {"Content-Type": "application/json"}
+        answer = self._http.post(url, content=content, headers=headers, timeout=PREDICTION_TIMEOUT)
+        check(answer)
+        return answer.content
+
+    def _locate(self, reference: Reference, known: str | None) -> Located:
+        """Ask what a reference means now."""
         url = f"{self.url}{reference.path}/weights"
         response = self._http.head(url, headers={"If-None-Match": f'"{known}"'} if known else {})
         if response.status_code == 304 and known:
-            return None
+            return Located(reference, self._blob_path(known))
         if response.status_code >= 400:  # a HEAD has no body: ask for the reason
             check(self._http.get(f"{self.url}{reference.path}"))
         check(response)
@@ -297,7 +403,8 @@ class Client:
         if int(length) > MAX_BYTES:
             raise EndpointError(f"{url} announces {length} bytes, expected at most {MAX_BYTES}")
         # Not the Content-Location: behind a proxy the endpoint does not know the path that it is asked under.
-        return Blob(tag["sha256"], int(length), f"{self.url}/v1/blobs/{tag['sha256']}")
+        blob = Blob(tag["sha256"], int(length), f"{self.url}/v1/blobs/{tag['sha256']}")
+        return Located(reference, None, response.headers.get(KIND_HEADER, ""), blob)
 
     def _json(self, url: str) -> dict[str, Any]:
         content = self._transfer.attempt(lambda: self._body(url))

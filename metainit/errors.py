@@ -4,6 +4,7 @@ MetainitError
 ├── CheckpointError          a checkpoint file is damaged, too large, or of an unknown version
 │   └── DigestError          the bytes are not the ones that were written
 ├── MismatchError            weights and network do not fit: missing, unexpected, mis-shaped tensors
+├── GraphError               a network cannot be traced, or an architecture graph is not one
 ├── SourceError              a source string names nothing that can be loaded
 ├── RecipeError              a recipe or an option is not valid
 ├── DataError                a user's file or array cannot be used
@@ -32,6 +33,10 @@ class DigestError(CheckpointError):
 
 class MismatchError(MetainitError):
     """Weights and network do not fit each other."""
+
+
+class GraphError(MetainitError):
+    """A network cannot be traced, or an architecture graph is not one."""
 
 
 class SourceError(MetainitError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,42 @@ def check_fits(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -
             f"{source} does not fit this {type(network).__name__}; {'; '.join(problems)}; nothing was "
             "filled. Build the network that the card names: metainit.networks.build(start.card.network)"
         )
+
+
+def fill_parameters(
+    network: nn.Module, tensors: Mapping[str, Tensor], skipped: Collection[str], source: str
+) -> nn.Module:
+    """Copy tensors into the network's parameters, in place; buffers, and what is skipped, stay as they are.
+
+    Raises:
+        MismatchError: a parameter has no tensor and is not skipped, or names or shapes differ; nothing is
+            changed.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> fill_parameters(layer, {'weight': torch.ones(1, 1)}, ['bias'], 'ones').weight.item()
+        1.0
+    """
+    own = dict(network.named_parameters())
+    problems = {
+        "missing": sorted(own.keys() - tensors.keys() - set(skipped)),
+        "unexpected": sorted((tensors.keys() | set(skipped)) - own.keys()),
+        "mis-shaped": [
+            f"{name} {tuple(tensors[name].shape)} (expected {tuple(own[name].shape)})"
+            for name in sorted(own.keys() & tensors.keys())
+            if tensors[name].shape != own[name].shape
+        ],
+    }
+    said = "; ".join(f"{title}: {', '.join(names)}" for title, names in problems.items() if names)
+    if said:
+        raise MismatchError(
+            f"{source} was made for another network than this {type(network).__name__}; {said}; nothing was "
+            "filled. Predict for this one"
+        )
+    with torch.no_grad():
+        for name, value in tensors.items():
+            own[name].copy_(value)
+    return network
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.Module:

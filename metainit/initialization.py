@@ -18,12 +18,14 @@ from metainit.bounded import read_object
 from metainit.card import AdaptationRoutine, Card, Method
 from metainit.checkpoint import Checkpoint
 from metainit.errors import SourceError, suggestion
-from metainit.fill import fill
+from metainit.fill import fill, fill_parameters
 from metainit.initializers import INITIALIZERS, Context
 from metainit.meta.state import TaskLosses
 from metainit.networks import function_of
 
 EVIDENCE_FILE = "evidence.json"
+REMOTE_KINDS = "metainit.remotes"
+"""Entry points of kinds that an endpoint uses for its clients: only what they make is fetched."""
 EXTRAS = {"models": "ray", "ghn": "graph", "generator": "graph"}
 """Scheme or kind -> the extra that installs the room behind it."""
 
@@ -136,11 +138,17 @@ class Prior:
     ) -> nn.Module:
         """Fill the network in place; the same weights whatever the seed.
 
+        Weights that were predicted from a graph (`card.graph`) are those of its parameters: buffers, and what
+        the card says was skipped, stay as they are.
+
         Raises:
             MismatchError: the network is another one than the prior's; nothing is changed.
             SourceError: a condition is given, which a prior does not take.
         """
         _refuse_condition(condition, self.card.name)
+        if self.card.graph is not None:
+            source = f"prediction of {self.card.name!r}"
+            return fill_parameters(network, self.checkpoint.weights, self.card.skipped, source)
         return fill(network, self.checkpoint.weights, f"prior {self.card.name!r}")
 
     def adapt(
@@ -200,6 +208,7 @@ def load(source: str | Path) -> Initialization:
 
     Sources: the name of an analytic or data-driven rule (``'siren'``, ``'lsuv'``), a checkpoint file, a
     registry reference (``'models:/name@alias'``), or an endpoint's URL (``'https://host/v1/inits/name'``).
+    What predicts stays on the endpoint: networks are traced here, and their weights come from there.
 
     Raises:
         SourceError: the source names nothing, or the package behind it is not installed.
@@ -221,7 +230,10 @@ initializer: did you mean 'siren'?
     if scheme in ("http", "https"):
         from metainit.client import resolve_url
 
-        found = resolve_url(text)
+        found = resolve_url(text, {point.name for point in entry_points(group=REMOTE_KINDS)})
+        if found.path is None:
+            remote = cast("Callable[[None, str], Initialization]", extension(REMOTE_KINDS, found.kind))
+            return remote(None, text)
         return _made(files.load(found.path), found.evidence)
     path = Path(text)
     if path.suffix == files.SUFFIX or path.is_file():

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metainit.domains.base import TaskBatch
-from metainit.domains.registry import without_places
-from metainit.evidence.measuring import Evidence, held_out, measure
+from metainit.evidence.measuring import Evidence
 from metainit.initialization import EVIDENCE_FILE
+from pipelines.families import Note, Prepared, family_of
 from pipelines.folder import CHECKPOINT, RECIPE
 from pipelines.gate import Decision, Remeasure, admit
-from pipelines.preparation import Prepared
 from pipelines.registry import Registry, cached
 from pipelines.version import Version
 
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
 ARTIFACTS = "artifacts"
 PICTURES = "pictures"
 CURVES_PICTURE = "evidence.png"
-STRIP_PICTURE = "reconstructions.png"
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ def after_training(
         RegistryError: the registry cannot be reached; checkpoint and evidence stay in the run's folder.
     """
     say = note or (lambda text: None)
-    evidence = evidence_of(prepared, checkpoint, say, controls)
+    evidence = family_of(prepared.recipe.family).measure(prepared, checkpoint, say, controls)
     artifacts = assemble(prepared, checkpoint, evidence)
     say("registering")
     headline = evidence.headline
@@ -70,42 +66,16 @@ def after_training(
 def measured_again(prepared: Prepared, evidence: Evidence, registry: Registry, note: Note) -> Remeasure:
     """Return how the gate measures a champion of other data or another network: on this run's held-out tasks.
 
-    The candidate has just been measured on them. The champion may have been trained on some of them, which
-    can only make it harder to beat.
+    The candidate has just been measured on them.
     """
+    family = family_of(prepared.recipe.family)
 
     def remeasure(version: Version, champion: Version) -> tuple[dict[str, Any], dict[str, Any]]:
         note(f"measuring {champion.reference} again")
-        record = evidence.record
-        again = measure(
-            cached(registry, champion),
-            prepared.domain,
-            record.steps,
-            len(record.task_ids),
-            controls=(),
-            seeds=1,
-            domain_spec=record.domain,
-        )
-        return record.model_dump(mode="json"), again.record.model_dump(mode="json")
+        again = family.measure_again(prepared, evidence, cached(registry, champion))
+        return evidence.record.model_dump(mode="json"), again.record.model_dump(mode="json")
 
     return remeasure
-
-
-def evidence_of(
-    prepared: Prepared, checkpoint: Path, note: Note, controls: Sequence[str] | None = None
-) -> Evidence:
-    """Measure a checkpoint beside its controls, as the recipe's evidence section says."""
-    settings = prepared.recipe.evidence
-    return measure(
-        checkpoint,
-        prepared.domain,
-        settings.steps,
-        settings.tasks,
-        controls=controls,
-        seeds=settings.seeds,
-        domain_spec=without_places(prepared.recipe.domain),
-        progress=note,
-    )
 
 
 def assemble(prepared: Prepared, checkpoint: Path, evidence: Evidence) -> Path:
@@ -119,21 +89,5 @@ def assemble(prepared: Prepared, checkpoint: Path, evidence: Evidence) -> Path:
         shutil.copyfile(recipe, folder / RECIPE)
     evidence.to_json(folder / EVIDENCE_FILE)
     evidence.plot(pictures / CURVES_PICTURE)
-    if evidence.headline is not None:
-        task = typical_task(prepared, evidence)
-        evidence.plot_reconstructions(pictures / STRIP_PICTURE, prepared.domain, task)
+    family_of(prepared.recipe.family).illustrate(prepared, checkpoint, evidence, pictures)
     return folder
-
-
-def typical_task(prepared: Prepared, evidence: Evidence) -> TaskBatch:
-    """Return the held-out task with the median gain over the best control: neither the best nor the worst."""
-    record = evidence.record
-    assert record.headline is not None
-    at = record.steps.index(record.headline.steps)
-    candidate = next(c for c in record.curves if c.role == "candidate")
-    control = next(c for c in record.curves if c.source == record.headline.control)
-    pairs = zip(candidate.values[0], control.values[0], strict=True)
-    gains = [ours[at] - theirs[at] for ours, theirs in pairs]
-    middle = sorted(range(len(gains)), key=lambda i: gains[i])[len(gains) // 2]
-    tasks = held_out(prepared.domain, "test", prepared.recipe.evidence.tasks)
-    return tasks[middle : middle + 1]

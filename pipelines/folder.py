@@ -1,7 +1,7 @@
 """The folder of a run: the checkpoint it ends with, and the states that it can be resumed from.
 
-A state is a file of the same format as a checkpoint (verified, versioned, nothing pickled): the tensors of
-`OuterLoop.state`, and a card with the recipe and the data that they belong to.
+A state is a file of the same format as a checkpoint (verified, versioned, nothing pickled): the tensors of a
+learner's `state`, and a card with the recipe and the data that they belong to.
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
 from metainit import checkpoint as files
 from metainit.card import Card, DataSource, Method, Provenance, canonical_json
-from metainit.domains.registry import without_places
 from metainit.errors import CheckpointError, RecipeError
 from metainit.places import data_folder
 from pipelines.dotted import flatten
@@ -32,8 +29,6 @@ RECIPE = "recipe.yaml"
 SCRATCH = "resume"
 KEPT_STATES = 2
 STATE_KIND = "training-state"
-NOT_TRAINING = ("evidence", "checkpoint_every", "validate_every", "validation_tasks", "data")
-"""Settings that may change when a run is resumed: they do not change the weights."""
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +58,7 @@ class RunFolder:
     def provenance(self, code_version: str) -> Provenance:
         """Return what the cards of this run say about where it comes from."""
         return Provenance(
-            recipe=recorded(self.recipe), seeds=[self.recipe.seed], data=self.data, code_version=code_version
+            recipe=self.recipe.recorded(), seeds=[self.recipe.seed], data=self.data, code_version=code_version
         )
 
     def begin(self) -> None:
@@ -86,7 +81,7 @@ class RunFolder:
         return self.checkpoint.is_file()
 
     def save_state(self, step: int, tensors: Mapping[str, Tensor], code_version: str) -> None:
-        """Save the state after `step` outer steps, and drop all but the newest two.
+        """Save the state after `step` steps, and drop all but the newest two.
 
         Raises:
             CheckpointError: a tensor is not finite, or the disk is full; older states stay.
@@ -94,7 +89,7 @@ class RunFolder:
         card = Card(
             kind=STATE_KIND,
             name=self.recipe.name,
-            method=Method(name=self.recipe.algorithm.rule),
+            method=Method(name=self.recipe.method),
             provenance=self.provenance(code_version),
         )
         files.save(self.scratch / f"step-{step:010d}.safetensors", tensors, card)
@@ -122,7 +117,7 @@ class RunFolder:
                 _log.warning("a saved state is left out: %s", error)
 
     def _check(self, card: Card) -> None:
-        before, now = flatten(card.provenance.recipe), flatten(recorded(self.recipe))
+        before, now = flatten(card.provenance.recipe), flatten(self.recipe.recorded())
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             listed = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed[:5])
@@ -137,24 +132,14 @@ class RunFolder:
             )
 
 
-def recorded(recipe: Recipe) -> dict[str, Any]:
-    """Return what a card says of a recipe: all that the weights follow from, and no place on a machine.
-
-    The same data in another folder, or another number of evidence tasks, give the same bytes.
-    """
-    dump = {k: v for k, v in recipe.dump().items() if k not in NOT_TRAINING}
-    return dump | {"domain": without_places(recipe.domain).model_dump(mode="json")}
-
-
 def default_folder(recipe: Recipe) -> Path:
     """Return the folder of a recipe's run in the data folder: another one for other training settings."""
-    training = {k: v for k, v in recipe.dump().items() if k not in NOT_TRAINING}
-    mark = hashlib.sha256(canonical_json(training).encode()).hexdigest()[:12]
+    mark = hashlib.sha256(canonical_json(recipe.determining()).encode()).hexdigest()[:12]
     return data_folder() / "runs" / f"{recipe.name}-{mark}"
 
 
-def read_state(content: bytes, device: torch.device) -> dict[str, Tensor]:
-    """Return the tensors of a state on a device; Adam counts its steps on the CPU, wherever the weights are.
+def read_state(content: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a state, on the CPU.
 
     Raises:
         CheckpointError: the bytes are damaged, or not a state.
@@ -162,4 +147,4 @@ def read_state(content: bytes, device: torch.device) -> dict[str, Tensor]:
     stored = files.from_bytes(content, "the saved state")
     if stored.card.kind != STATE_KIND:
         raise CheckpointError(f"expected a {STATE_KIND}, got a {stored.card.kind}")
-    return {k: v if k.startswith("adam.step.") else v.to(device) for k, v in stored.tensors.items()}
+    return dict(stored.tensors)

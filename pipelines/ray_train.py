@@ -18,8 +18,8 @@ from pipelines.journal import Journal, Reader
 from pipelines.local_ray import cpus_for_each, free_cpus, ray_cluster
 
 if TYPE_CHECKING:
+    from pipelines.families import Prepared
     from pipelines.folder import RunFolder
-    from pipelines.preparation import Prepared
     from pipelines.recipe import Recipe
     from pipelines.tracking import MlflowSink, Sink
     from pipelines.train import Progress
@@ -61,7 +61,7 @@ def run_on_ray(
     Args:
         recipe: what to do.
         folder: where the checkpoint, the states and the journal go.
-        progress: told about each outer step.
+        progress: told about each step.
         open_sink: makes the sink for metrics while Ray starts; an MLflow run unless it is given.
 
     Raises:

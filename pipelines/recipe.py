@@ -1,25 +1,25 @@
-"""A recipe: one validated YAML file that names everything a training run needs."""
+"""A recipe: one validated YAML file that names everything a training run needs.
+
+What the recipes of all families say is here; the rest is in the model of a family.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 
-from metainit.card import Continuation, Record, Spec
-from metainit.domains.registry import domain_config
+from metainit.card import Record
 from metainit.errors import RecipeError, suggestion
-from metainit.initializers import INITIALIZERS
-from metainit.meta.outer import AlgorithmConfig, OuterConfig
-from metainit.networks.registry import build
 from pipelines.dotted import flatten
+from pipelines.families import DEFAULT_FAMILY, family_of
 from pipelines.safe_yaml import MAX_CHARACTERS, parse_yaml
+from pipelines.settings import flat, sentence, set_in
 
 SUFFIXES = (".yaml", ".yml")
-SPECS = ("network", "domain")
 OPEN = "???"
 """Stands in a recipe for what only its user can say."""
 
@@ -32,9 +32,8 @@ class DataNote(Record):
 
 
 class EvidenceConfig(Record):
-    """How the result is measured: held-out tasks, adaptation steps, and seeds of the controls."""
+    """How the result is measured: adaptation steps, and seeds of the controls."""
 
-    tasks: int = Field(default=64, ge=1, le=100_000)
     steps: tuple[int, ...] = Field(default=(0, 1, 2, 5, 10), min_length=1)
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
 
@@ -47,56 +46,52 @@ class EvidenceConfig(Record):
 
 
 class Recipe(Record):
-    """Everything that a run needs; frozen, and refused as a whole where anything in it is wrong.
+    """What every run needs; frozen, and refused as a whole where anything in it is wrong.
 
-    In YAML, `network` and `domain` are flat: the name and beside it the arguments
-    (``network: {name: siren, width: 64}``). The number of inputs and outputs of the network follows from the
-    domain unless it is given. `start` fills the network before the first outer step. `continuation` takes
-    over when a user goes on past the learned steps. `validation_tasks` are adapted every `validate_every`
-    outer steps.
-
-    Example:
-        >>> Recipe.model_validate({
-        ...     'name': 'tiny', 'network': {'name': 'siren', 'width': 8}, 'domain': {'name': 'ct'},
-        ... }).network.arguments
-        {'width': 8}
+    `family` chooses the model that has the other keys. The result is validated every `validate_every` steps.
     """
 
+    SPECS: ClassVar[tuple[str, ...]] = ()
+    """Keys that hold a name and, beside it, the arguments."""
+    NOT_TRAINING: ClassVar[frozenset[str]] = frozenset(
+        {"evidence", "checkpoint_every", "validate_every", "data"}
+    )
+    """Settings that may change when a run is resumed: they do not change the weights."""
+
     schema_version: Literal[1] = 1
+    family: str = DEFAULT_FAMILY
     name: str = Field(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    network: Spec
-    domain: Spec
     data: DataNote = DataNote()
-    start: str = "siren"
-    algorithm: AlgorithmConfig = AlgorithmConfig()
-    outer: OuterConfig = OuterConfig()
     seed: int = Field(default=0, ge=0, lt=2**63)
     workers: int = Field(default=1, ge=1, le=4096)
     gpu: bool = False
-    dtype: Literal["float32", "float64"] = "float32"
     checkpoint_every: int = Field(default=100, ge=1)
     validate_every: int = Field(default=100, ge=1)
-    validation_tasks: int = Field(default=8, ge=0)
-    continuation: Continuation | None = None
-    evidence: EvidenceConfig = EvidenceConfig()
 
-    @field_validator(*SPECS, mode="before")
-    @classmethod
-    def _from_flat(cls, value: Any) -> Any:
-        return _nested(value) if isinstance(value, Mapping) else value
+    @property
+    def method(self) -> str:
+        """The name of the method, as it stands on a card."""
+        return self.family
 
-    @model_validator(mode="after")
-    def _names_exist(self) -> Recipe:
-        if self.start not in INITIALIZERS:
-            way_out = suggestion(self.start, INITIALIZERS)
-            raise RecipeError(f"start: no start is called {self.start!r}; {way_out}")
-        domain_config(self.domain)
-        build(self.network)
-        return self
+    @property
+    def places(self) -> dict[str, Any]:
+        """Key, as it is written in the recipe -> where data lie on some machine."""
+        return {}
 
     def dump(self) -> dict[str, Any]:
         """Return the whole recipe, defaults included, as a JSON value that `read_recipe` reads back."""
         return self.model_dump(mode="json")
+
+    def determining(self) -> dict[str, Any]:
+        """Return the part of `dump` that the weights follow from."""
+        return {k: v for k, v in self.dump().items() if k not in self.NOT_TRAINING}
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what a card says of the recipe: `determining`, without places on a machine.
+
+        The same data in another folder, or another number of evidence tasks, give the same bytes.
+        """
+        return self.determining()
 
 
 def recipe_names() -> list[str]:
@@ -154,81 +149,15 @@ def read_recipe(value: Any, origin: str = "recipe", overrides: Iterable[str] = (
     """
     if not isinstance(value, Mapping):
         raise RecipeError(f"{origin} holds a {type(value).__name__}, expected keys and values")
-    whole = {k: _flat(v) if k in SPECS and isinstance(v, Mapping) else v for k, v in value.items()}
-    for override in overrides:
-        _apply(whole, override)
-    if open_keys := [key for key, setting in flatten(whole).items() if setting == OPEN]:
-        raise RecipeError(f"{origin}: {open_keys[0]} has to be given: --set {open_keys[0]}=...")
     try:
-        return Recipe.model_validate(whole)
+        model = family_of(value.get("family", DEFAULT_FAMILY)).recipe
+        whole = {k: flat(v) if k in model.SPECS and isinstance(v, Mapping) else v for k, v in value.items()}
+        for override in overrides:
+            set_in(whole, override, model.SPECS)
+        if open_keys := [key for key, setting in flatten(whole).items() if setting == OPEN]:
+            raise RecipeError(f"{open_keys[0]} has to be given: --set {open_keys[0]}=...")
+        return model.model_validate(whole)
     except ValidationError as error:
-        raise RecipeError("; ".join(f"{origin}: {_sentence(p)}" for p in error.errors())) from error
+        raise RecipeError("; ".join(f"{origin}: {sentence(p, model)}" for p in error.errors())) from error
     except RecipeError as error:
         raise RecipeError(f"{origin}: {error}") from error
-
-
-def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``{name, width}`` for ``{name, arguments: {width}}``; what is flat already stays."""
-    arguments = spec.get("arguments", {})
-    if not isinstance(arguments, Mapping):
-        return dict(spec)
-    return {k: v for k, v in spec.items() if k != "arguments"} | dict(arguments)
-
-
-def _nested(spec: Mapping[str, Any]) -> dict[str, Any]:
-    flat = _flat(spec)
-    name = {"name": flat.pop("name")} if "name" in flat else {}
-    return {**name, "arguments": flat}
-
-
-def _apply(whole: dict[str, Any], override: str) -> None:
-    """Set one ``a.b=value`` in a plain recipe.
-
-    Raises:
-        RecipeError: it is not of that form, or `a` holds no keys.
-    """
-    path, sign, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not sign or not all(keys):
-        raise RecipeError(f"cannot set {override!r}: expected key=value, such as outer.steps=500")
-    if keys[0] in SPECS and len(keys) > 2 and keys[1] == "arguments":
-        del keys[1]
-    place = whole
-    for depth, key in enumerate(keys[:-1], 1):
-        inner = place.get(key)
-        if inner is None:
-            inner = {}
-        if not isinstance(inner, Mapping):
-            raise RecipeError(f"cannot set {path}: {'.'.join(keys[:depth])} is {inner!r}, which has no keys")
-        place[key] = inner = dict(inner)
-        place = inner
-    place[keys[-1]] = parse_yaml(text, f"the value of {path}")
-
-
-def _sentence(problem: Any) -> str:
-    """Return one of pydantic's problems as a sentence that names the dotted key."""
-    keys = [str(part) for part in problem["loc"]]
-    where = ".".join(keys)
-    if problem["type"] == "extra_forbidden":
-        return f"{where} is no key; {suggestion(keys[-1], _fields(keys[:-1]))}"
-    if problem["type"] == "missing":
-        return f"{where} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return (
-        f"{where}: {message}, got {problem['input']!r}"
-        if keys and not isinstance(problem["input"], Mapping)
-        else f"{where}: {message}".removeprefix(": ")
-    )
-
-
-def _fields(keys: Iterable[str]) -> list[str]:
-    """Return the names of the fields of the record that lies at a place in a recipe."""
-    model: type[BaseModel] = Recipe
-    for key in keys:
-        field = model.model_fields.get(key)
-        kinds = [field.annotation, *get_args(field.annotation)] if field else []
-        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        if not inner:
-            return []
-        model = inner[0]
-    return list(model.model_fields)

@@ -16,12 +16,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 import metainit
-from metainit.domains.registry import PLACES
 from metainit.errors import MetainitError, RecipeError
 from pipelines.recipe import Recipe
 
@@ -157,11 +156,10 @@ async def _pass_on(lines: AsyncIterator[str], echo: Echo) -> None:
 
 
 def _refuse_relative_paths(recipe: Recipe) -> None:
-    for key in PLACES:
-        value: Any = recipe.domain.arguments.get(key)
-        if value is not None and not os.path.isabs(os.path.expanduser(str(value))):
+    for key, place in recipe.places.items():
+        if place is not None and not os.path.isabs(os.path.expanduser(str(place))):
             raise RecipeError(
-                f"domain.{key} is {str(value)!r}: a job needs an absolute path, which exists on the cluster"
+                f"{key} is {str(place)!r}: a job needs an absolute path, which exists on the cluster"
             )
 
 

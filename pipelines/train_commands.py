@@ -39,6 +39,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe on Ray, measure the result, and register it; goes on where it was interrupted."""
+    from pipelines.families import family_of
     from pipelines.finish import after_training
     from pipelines.folder import default_folder
     from pipelines.ray_train import run_on_ray
@@ -73,7 +74,7 @@ def train(
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     else:
-        _tell(answer)
+        _tell(answer, family_of(chosen.family).use)
 
 
 def submit(
@@ -126,7 +127,7 @@ def _remember(folder: Path, answer: dict[str, Any]) -> None:
     write_atomically(folder / DONE, json.dumps(answer, indent=2).encode())
 
 
-def _tell(answer: dict[str, Any]) -> None:
+def _tell(answer: dict[str, Any], use: str) -> None:
     from pipelines.registry_commands import headline_text
 
     if not answer["trained"]:
@@ -135,9 +136,7 @@ def _tell(answer: dict[str, Any]) -> None:
     typer.echo(f"{answer['reference']}{aliases}: {headline_text(answer['headline'])}")
     typer.echo(f"gate: {answer['gate']}")
     typer.echo(f"checkpoint: {answer['checkpoint']}")
-    typer.echo(
-        f"next: metainit show {answer['name']}; metainit fit PATH --init models:/{answer['name']} -o OUT"
-    )
+    typer.echo(f"next: metainit show {answer['name']}; {use.format(name=answer['name'])}")
 
 
 class Display:
@@ -155,9 +154,9 @@ class Display:
             self._update(description=text)
 
     def progress(self, step: int, steps: int, loss: float, seconds_left: float) -> None:
-        """Show how far the outer loop is."""
+        """Show how far training is."""
         left = f", {duration(seconds_left)} left" if math.isfinite(seconds_left) else ""
-        text = f"outer step {step} of {steps}, loss {loss:.4g}{left}"
+        text = f"step {step} of {steps}, loss {loss:.4g}{left}"
         if self._update is not None:
             self._update(description=text, completed=step, total=steps)
         elif step == steps or time.monotonic() > self._printed + LINE_SECONDS:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastapi import Request
 from pydantic import BaseModel, Field
 
 from serving.cache import Entry
 from serving.catalog import Facts, Init
+from serving.prediction import Answer
 
 
 class VersionLine(BaseModel):
@@ -68,6 +70,20 @@ class InitDetail(VersionLine):
     blob: str
 
 
+class Prediction(BaseModel):
+    """Weights that were predicted for a graph, and where they are."""
+
+    reference: str = Field(description="the hypernetwork's version")
+    graph: str = Field(description="SHA-256 of the graph")
+    seed: int | None = Field(description="None where no residual was added")
+    parameters: int = Field(description="how many were predicted")
+    elements: int = Field(description="how many numbers that are")
+    skipped: dict[str, str] = Field(description="parameters that were not predicted, and why")
+    sha256: str
+    size: int
+    blob: str
+
+
 class Health(BaseModel):
     """Whether the process lives."""
 
@@ -82,6 +98,27 @@ class Readiness(BaseModel):
     inits: int
     registry_error: str | None = Field(None, description="why the last look at the registry failed")
     quarantined: dict[str, str] = Field(default_factory=dict)
+
+
+def base_of(request: Request) -> str:
+    """Return the path that the app is mounted at, without a slash at its end."""
+    return str(request.scope.get("root_path", "")).rstrip("/")
+
+
+def prediction(answer: Answer, reference: str, base: str) -> Prediction:
+    """Describe a prediction."""
+    graph, kept = answer.graph, answer.kept
+    return Prediction(
+        reference=reference,
+        graph=answer.graph_hash,
+        seed=answer.seed,
+        parameters=len(graph.parameters),
+        elements=graph.numel,
+        skipped={name: str(reason) for name, reason in graph.skipped.items()},
+        sha256=kept.sha256,
+        size=kept.size,
+        blob=f"{base}/v1/blobs/{kept.sha256}",
+    )
 
 
 def version_line(init: Init, facts: Facts) -> VersionLine:

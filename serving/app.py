@@ -10,12 +10,16 @@ import anyio
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from metainit.client import KIND_HEADER
 from metainit.references import Reference
 from serving import answers, problems
 from serving.cache import PICTURE_TYPES, Entry
 from serving.catalog import Missing
 from serving.files import answer_file
 from serving.metrics import Measured, Metrics
+from serving.prediction import Limits, Predicting
+from serving.prediction_routes import predictions
+from serving.predictor import LocalPredictor, Predictor
 from serving.store import NotReady, Store
 
 WEIGHTS_TYPE = "application/vnd.safetensors"
@@ -23,8 +27,14 @@ IMMUTABLE = "public, max-age=31536000, immutable"
 REVALIDATE = "no-cache"
 
 
-def create_app(store: Store) -> FastAPI:
-    """Return the app over a store; its lifespan starts and stops the store."""
+def create_app(store: Store, predictor: Predictor | None = None, limits: Limits | None = None) -> FastAPI:
+    """Return the app over a store; its lifespan starts and stops the store.
+
+    Args:
+        store: what is served.
+        predictor: answers requests for predictions; one in this process where it is None.
+        limits: of a prediction.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -35,6 +45,7 @@ def create_app(store: Store) -> FastAPI:
     app = FastAPI(title="metainit", summary="Initial weights over HTTP", lifespan=lifespan)
     problems.install(app)
     metrics = Metrics(store)
+    predicting = Predicting(predictor or LocalPredictor(), store.predictions, limits)
     app.add_middleware(Measured, metrics=metrics)
     app.include_router(_operations(store, metrics))
     app.include_router(_list(store))
@@ -43,6 +54,7 @@ def create_app(store: Store) -> FastAPI:
         ("/v1/inits/{reference}", _pick_reference(store)),
     ):
         app.include_router(_init(store, pick, prefix))
+        app.include_router(predictions(predicting, pick, prefix))
     app.include_router(_blobs(store))
     return app
 
@@ -75,10 +87,6 @@ async def _entry(store: Store, reference: Reference) -> Entry:
     return entry
 
 
-def _base(request: Request) -> str:
-    return str(request.scope.get("root_path", "")).rstrip("/")
-
-
 def _list(store: Store) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["initializations"])
 
@@ -92,7 +100,7 @@ def _list(store: Store) -> APIRouter:
         inits = store.catalog.inits
         names = sorted(name for name in inits if name > after)
         page = names[:limit]
-        base = _base(request)
+        base = answers.base_of(request)
         follow = f"{base}/v1/inits?limit={limit}&after={page[-1]}" if len(names) > limit else None
         return answers.InitPage(items=[answers.init_line(inits[name], base) for name in page], next=follow)
 
@@ -107,12 +115,12 @@ def _init(store: Store, pick: Pick, prefix: str) -> APIRouter:
     @router.get("")
     async def show(request: Request, entry: Entry = picked) -> answers.InitDetail:
         """Card, evidence, pictures, and where the weights are."""
-        return answers.init_detail(store.catalog.inits.get(entry.facts.name), entry, _base(request))
+        return answers.init_detail(store.catalog.inits.get(entry.facts.name), entry, answers.base_of(request))
 
     @router.get("/pictures")
     async def list_pictures(request: Request, entry: Entry = picked) -> answers.Pictures:
         """The pictures of the evidence."""
-        return answers.Pictures(items=answers.pictures(entry, _base(request)))
+        return answers.Pictures(items=answers.pictures(entry, answers.base_of(request)))
 
     @router.get("/pictures/{picture}", response_class=FileResponse)
     async def show_picture(picture: str, entry: Entry = picked) -> Response:
@@ -131,12 +139,13 @@ def _init(store: Store, pick: Pick, prefix: str) -> APIRouter:
     @router.get("/weights", response_class=FileResponse)
     async def weights(request: Request, entry: Entry = picked, redirect: bool = False) -> Response:
         """The checkpoint file. ETag is its SHA-256; Range, HEAD and If-None-Match work."""
-        blob = f"{_base(request)}/v1/blobs/{entry.facts.sha256}"
+        blob = f"{answers.base_of(request)}/v1/blobs/{entry.facts.sha256}"
         if redirect:
             return RedirectResponse(blob, 307, {"cache-control": REVALIDATE})
         headers = {
             "content-location": blob,
             "cache-control": REVALIDATE,
+            KIND_HEADER: entry.facts.kind,
             "content-disposition": f'attachment; filename="{entry.facts.name}.safetensors"',
         }
         return answer_file(request, entry.blob, entry.facts.sha256, WEIGHTS_TYPE, headers)
@@ -184,7 +193,7 @@ def _operations(store: Store, metrics: Metrics) -> APIRouter:
 
     @router.get("/", include_in_schema=False)
     async def index(request: Request) -> Response:
-        base = _base(request)
+        base = answers.base_of(request)
         if "text/html" in request.headers.get("accept", ""):
             return HTMLResponse(_page(store, base))
         links = {

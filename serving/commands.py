@@ -28,6 +28,7 @@ def serve(
         Path | None, typer.Option(help="folder of verified copies; default: in METAINIT_HOME")
     ] = None,
     poll: Annotated[float, typer.Option(help="seconds between looks at the registry")] = 2.0,
+    predictors: Annotated[int, typer.Option(help="processes that predict weights, at most", min=1)] = 2,
     public: Annotated[bool, typer.Option("--public", help="allow other machines in")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="answer in JSON")] = False,
 ) -> None:
@@ -38,7 +39,7 @@ def serve(
     if not public and not is_loopback(host):
         raise typer.BadParameter(PublicHost.format(host=host), param_hint="--host")
     try:
-        with start(host, port, registry, cache=cache, poll=poll) as endpoint:
+        with start(host, port, registry, cache=cache, poll=poll, predictors=predictors) as endpoint:
             if as_json:
                 typer.echo(json.dumps({"url": endpoint.url, "seconds": endpoint.seconds}))
             else:

@@ -14,7 +14,7 @@ from metainit.errors import MetainitError
 if TYPE_CHECKING:
     from metainit.evidence.record import Headline
     from pipelines.finish import Finished
-    from pipelines.preparation import Prepared
+    from pipelines.prior.preparation import PreparedPrior
     from pipelines.recipe import Recipe
     from pipelines.train import Progress
 
@@ -60,8 +60,10 @@ def tour(recipe: Recipe, out: Path, note: Note, progress: Progress) -> Tour:
     Raises:
         MetainitError: a part of the way failed; the text says which.
     """
-    from pipelines.finish import CURVES_PICTURE, PICTURES, STRIP_PICTURE, after_training
+    from pipelines.finish import CURVES_PICTURE, PICTURES, after_training
     from pipelines.local_ray import ray_cluster
+    from pipelines.prior.evidence import STRIP_PICTURE
+    from pipelines.prior.preparation import PreparedPrior
     from pipelines.ray_train import run_on_ray
     from pipelines.tracking import MlflowSink
     from serving.deployments import prepare, start
@@ -74,7 +76,7 @@ def tour(recipe: Recipe, out: Path, note: Note, progress: Progress) -> Tour:
     fast = prepare()  # before Ray, whose processes inherit the settings
     with ray_cluster():
         outcome = run_on_ray(recipe, run, progress=progress)
-        assert isinstance(outcome.sink, MlflowSink)
+        assert isinstance(outcome.sink, MlflowSink) and isinstance(outcome.prepared, PreparedPrior)
         laps.lap("train")
         with outcome.sink as sink:
             finished = after_training(outcome.prepared, outcome.checkpoint, sink, note=note)
@@ -108,7 +110,7 @@ def clear_earlier(run: Path, recipe: Recipe) -> None:
     shutil.rmtree(run)
 
 
-def adapt_fetched(url: str, reference: str, prepared: Prepared) -> float:
+def adapt_fetched(url: str, reference: str, prepared: PreparedPrior) -> float:
     """Fetch a checkpoint, adapt it to held-out tasks with its own routine, and return the mean metric."""
     import torch
 

@@ -36,10 +36,11 @@ def build(registry_uri: str | None, home: str | None, cache: str, poll: float) -
     from pipelines.registry import Registry
     from serving.app import create_app
     from serving.late import LateRegistry
+    from serving.ray_predictor import RayPredictor
     from serving.store import Store
 
     registry = LateRegistry(lambda: Registry(registry_uri))
-    return create_app(Store(registry, Path(cache), poll=poll))
+    return create_app(Store(registry, Path(cache), poll=poll), RayPredictor(APPLICATION))
 
 
 @dataclass
@@ -82,6 +83,7 @@ def start(
     cache: Path | None = None,
     poll: float = 2.0,
     patience: float = 120.0,
+    predictors: int = 2,
     prepared: FastPath | None = None,
 ) -> Endpoint:
     """Serve a registry on Ray Serve and return once the first request can be answered.
@@ -93,6 +95,7 @@ def start(
         cache: folder of verified copies; None is ``store`` in the folder of METAINIT_HOME.
         poll: seconds between looks at the registry.
         patience: seconds until a start-up that does not end is given up.
+        predictors: how many processes predict at most; none is there before one is needed.
         prepared: what `prepare` gave before Ray was started, if it was called.
 
     Raises:
@@ -108,7 +111,7 @@ def start(
     clock.lap("ray")
     endpoint = Endpoint(f"http://{reachable(host)}:{port}", clock.laps, fast, owns)
     try:
-        arguments = (host, port, registry_uri, cache, poll, passed, clock)
+        arguments = (host, port, registry_uri, cache, poll, predictors, passed, clock)
         bounded(partial(_deploy, *arguments), clock)
         _wait_until_ready(endpoint.url, clock)
     except BaseException:
@@ -167,11 +170,15 @@ def _deploy(
     registry_uri: str | None,
     cache: Path | None,
     poll: float,
+    predictors: int,
     passed: dict[str, Any],
     clock: Clock,
 ) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation
+
+    from serving import ray_predictor
+    from serving.prediction import Limits
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if _controller_lives():
@@ -202,8 +209,9 @@ def _deploy(
         health_check_period_s=5,
         ray_actor_options={"num_cpus": REPLICA_CPUS, **passed},
     )
+    predictor = ray_predictor.deployment(predictors, Limits().waiting, home, passed)
     serve.run_many(
-        [serve.RunTarget(deployment.bind(), name=APPLICATION, route_prefix="/")],
+        [serve.RunTarget(deployment.bind(predictor), name=APPLICATION, route_prefix="/")],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )

@@ -13,8 +13,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from metainit.errors import CheckpointError, EndpointError, MetainitError, RegistryError
+from metainit.errors import CheckpointError, EndpointError, GraphError, MetainitError, RegistryError
 from serving.catalog import Missing
+from serving.prediction import Busy, NoPredictor, TooLarge, Unpredictable
 from serving.store import NotReady
 
 LOGGER = logging.getLogger("metainit.serving")
@@ -47,6 +48,11 @@ TABLE: Mapping[type[Exception], Kind] = {
     RegistryError: Kind(503, "registry", "The registry cannot be reached", retry_after=5),
     CheckpointError: Kind(502, "damaged", "The registry holds a damaged version"),
     RequestValidationError: Kind(422, "invalid", "The request is not valid"),
+    TooLarge: Kind(413, "too-large", "The request is too large"),
+    GraphError: Kind(422, "graph", "The architecture graph is not valid"),
+    Unpredictable: Kind(422, "unpredictable", "There is no prediction for this graph"),
+    NoPredictor: Kind(409, "no-predictor", "This initialization does not predict"),
+    Busy: Kind(429, "busy", "Too many predictions are under way", retry_after=2),
     EndpointError: Kind(422, "invalid", "The request is not valid"),
     MetainitError: Kind(500, "internal", "The endpoint failed"),
     Exception: Kind(500, "internal", "The endpoint failed"),

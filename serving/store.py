@@ -29,6 +29,7 @@ from metainit.errors import (
 from metainit.references import NAME, Reference
 from serving.cache import Cache, Entry
 from serving.catalog import Catalog, Facts, Init, Missing, Registry
+from serving.predictions import Predictions
 
 LOGGER = logging.getLogger("metainit.serving")
 GET_PATIENCE = 2.0
@@ -92,6 +93,7 @@ class Store:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.counts = Counts()
+        self.predictions = Predictions(folder / "predictions")
 
     @property
     def catalog(self) -> Catalog:
@@ -149,9 +151,9 @@ class Store:
         """Return the file of a blob.
 
         Raises:
-            Missing: no version that was served from here has this checksum.
+            Missing: no version or prediction that was served from here has this checksum.
         """
-        path = self._cache.blob(sha256)
+        path = self._cache.blob(sha256) or self.predictions.blob(sha256)
         if path is not None:
             return path
         for init in self._catalog.inits.values():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -182,12 +183,12 @@ class ArchitectureGraph:
         for edge in self.edges:
             if not 0 <= edge.source < edge.target < len(self.nodes):
                 raise ValueError(
-                    f"edge {edge.source} -> {edge.target}: expected a way forward "
-                    f"between {len(self.nodes)} nodes"
+                    f"edge {edge.source} -> {edge.target}: expected a way forward between "
+                    f"{len(self.nodes)} nodes"
                 )
         names = [p.name for p in self.parameters] + list(self.skipped)
         if len(set(names)) != len(names):
-            twice = sorted({n for n in names if names.count(n) > 1})
+            twice = sorted(name for name, count in Counter(names).items() if count > 1)
             raise ValueError(f"named twice: {', '.join(twice[:5])}")
 
     @property

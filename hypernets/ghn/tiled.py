@@ -43,10 +43,6 @@ class TiledDecoder(nn.Module):
         self.hidden = nn.Linear(4 * width, 8 * width)
         self.channels = nn.Linear(8 * width, self.block**2)
         self.vector = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, self.block))
-        # He's rule, so that a block has about unit variance before anything is learned.
-        for layer in (self.positions, self.hidden, self.channels):
-            nn.init.kaiming_normal_(layer.weight)
-            nn.init.zeros_(layer.bias)
 
     def forward(self, states: Tensor, parameters: Sequence[Parameter]) -> list[Tensor]:
         """Return the values of every parameter, in its own shape."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -121,6 +122,23 @@ class Series:
     values: dict[str, Values]
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What was measured on: the metric, the data, the held-out tasks and the numbers of steps.
+
+    `groups`: of each task; none where each is its own. `network`: None where each task has its own.
+    """
+
+    metric: str
+    data_fingerprint: str
+    task_ids: Sequence[str]
+    steps: Sequence[int]
+    seeds: Sequence[int]
+    groups: Sequence[str] = ()
+    domain: Spec | None = None
+    network: Spec | None = None
+
+
 def record_of(
     series: Sequence[Series],
     domain: Domain,
@@ -133,14 +151,38 @@ def record_of(
     other_data: dict[str, str],
     candidate_digest: str,
 ) -> EvidenceRecord:
-    """Return the record: the candidate compared with all others, its headline with the best control."""
+    """Return the record of starts for one network on a domain's tasks; see `assembled`."""
+    subject = Subject(
+        metric=domain.metric,
+        data_fingerprint=domain.fingerprint(),
+        task_ids=test.ids,
+        steps=steps,
+        seeds=seeds,
+        groups=test.groups,
+        domain=domain_spec,
+        network=network,
+    )
+    return assembled(series, subject, left_out, other_data, candidate_digest)
+
+
+def assembled(
+    series: Sequence[Series],
+    subject: Subject,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+    other_data: Mapping[str, str] = MappingProxyType({}),
+    candidate_digest: str = "",
+) -> EvidenceRecord:
+    """Return the record: the candidate compared with all others, its headline with the best control.
+
+    The headline is at the ``steps`` of the candidate's routine, or else after the last number of steps.
+    """
     comparisons: list[Comparison] = []
     headline: Headline | None = None
-    metric = domain.metric
+    metric, steps = subject.metric, list(subject.steps)
+    groups = subject.groups or subject.task_ids
     candidate = next((s for s in series if s.role == "candidate"), None)
     others = [s for s in series if s is not candidate]
     ordinary = [s for s in others if s.role == "control"]
-    groups = test.groups
     if candidate is not None:
         comparisons = [
             _compare(metric, candidate, o, steps, k, groups) for o in others for k in range(len(steps))
@@ -159,23 +201,23 @@ def record_of(
             gain=gain.gain,
             low=gain.low,
             high=gain.high,
-            tasks=len(test),
+            tasks=len(subject.task_ids),
             seeds=len(candidate.values[metric]),
         )
     return EvidenceRecord(
-        domain=domain_spec,
-        data_fingerprint=domain.fingerprint(),
-        network=network,
+        domain=subject.domain,
+        data_fingerprint=subject.data_fingerprint,
+        network=subject.network,
         metric=metric,
         steps=steps,
-        task_ids=list(test.ids),
+        task_ids=list(subject.task_ids),
         task_groups=[] if len(set(groups)) == len(groups) else list(groups),
-        seeds=seeds,
+        seeds=list(subject.seeds),
         curves=[_curve(metric, s, groups) for s in series],
         comparisons=comparisons,
         headline=headline,
-        left_out=left_out,
-        other_data=other_data,
+        left_out=dict(left_out),
+        other_data=dict(other_data),
         candidate_digest=candidate_digest,
     )
 

@@ -424,8 +424,8 @@ def test_resolve_url_uses_the_shared_cache(
         return made(**{**options, "transport": wire})  # type: ignore[arg-type]
 
     monkeypatch.setattr("metainit.client.httpx.Client", in_process)
-    path, evidence = resolve_url("http://endpoint/v1/inits/faces@champion")
-    assert evidence == {"metric": "psnr", "steps": [0, 2]}
+    path, evidence, kind = resolve_url("http://endpoint/v1/inits/faces@champion")
+    assert evidence == {"metric": "psnr", "steps": [0, 2]} and kind == "prior" and path is not None
     assert path.is_relative_to(tmp_path / "shared") and path.is_relative_to(cache_folder(CACHE))
     assert file_sha256(path) == shelf.digests[shelf.files["faces"][1]]
 

@@ -126,7 +126,8 @@ class TestLoad:
             metainit.load(url)
 
     @pytest.mark.parametrize(
-        "kind,says", [("ghn", r"pip install 'metainit\[graph\]'"), ("praior", "did you mean 'prior'")]
+        "kind,says",
+        [("generator", r"pip install 'metainit\[graph\]'"), ("praior", "did you mean 'prior'")],
     )
     def test_a_kind_that_nothing_installed_can_load(self, tmp_path: Path, kind: str, says: str) -> None:
         path = store(tmp_path / "a.safetensors", kind=kind)
@@ -136,7 +137,7 @@ class TestLoad:
             metainit.load(path)
 
     def test_every_entry_point_leads_somewhere(self) -> None:
-        for group in ("metainit.schemes", "metainit.kinds"):
+        for group in ("metainit.schemes", "metainit.kinds", "metainit.remotes"):
             names = [point.name for point in entry_points(group=group)]
             assert names and all(callable(extension(group, name)) for name in names)
 

@@ -14,9 +14,11 @@ from metainit import checkpoint
 from metainit.errors import RegistryError
 from metainit.evidence.measuring import Evidence, held_out
 from metainit.initialization import load
-from pipelines.finish import CURVES_PICTURE, PICTURES, STRIP_PICTURE, Finished, after_training, typical_task
+from pipelines.finish import CURVES_PICTURE, PICTURES, Finished, after_training
 from pipelines.folder import CHECKPOINT, RECIPE
-from pipelines.preparation import Prepared, prepare
+from pipelines.preparation import prepare
+from pipelines.prior.evidence import STRIP_PICTURE, shown_task
+from pipelines.prior.preparation import PreparedPrior
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.registry import Registry
 from pipelines.tracking import MlflowSink
@@ -44,7 +46,9 @@ def recipe_of(settings: list[str], folder: Path) -> Recipe:
     return load_recipe(NAME, [settings[0], f"domain.data={data}", *settings[1:]])
 
 
-def run(settings: list[str], folder: Path, notes: list[str] | None = None) -> tuple[Finished, Prepared, str]:
+def run(
+    settings: list[str], folder: Path, notes: list[str] | None = None
+) -> tuple[Finished, PreparedPrior, str]:
     """Train in this process, and finish."""
     recipe = recipe_of(settings, folder.parent)
     prepared = prepare(recipe)
@@ -76,14 +80,14 @@ def test_a_run_ends_in_a_complete_version(home: Path, tmp_path: Path) -> None:
     the_picture_shows_the_median_task(finished, prepared)
 
 
-def the_picture_shows_the_median_task(finished: Finished, prepared: Prepared) -> None:
+def the_picture_shows_the_median_task(finished: Finished, prepared: PreparedPrior) -> None:
     record = finished.evidence.record
     assert record.headline is not None
     values = {c.source: c.values[0] for c in record.curves}
     ours, theirs = values[NAME], values[record.headline.control]
     at = record.steps.index(2)
     gains = [mine[at] - other[at] for mine, other in zip(ours, theirs, strict=True)]
-    task = typical_task(prepared, finished.evidence)
+    task = shown_task(prepared, finished.evidence)
     assert len(task) == 1
     shown = record.task_ids.index(task.ids[0])
     assert sum(g <= gains[shown] for g in gains) >= 2 and sum(g >= gains[shown] for g in gains) >= 2

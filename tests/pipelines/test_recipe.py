@@ -37,6 +37,7 @@ WRONG = [
     ("evidence.steps=[2, 1]", RecipeError, ["evidence.steps", "rising"]),
     ("continuation.step_sze=1", RecipeError, ["continuation.step_sze", "did you mean 'step_size'"]),
     ("schema_version=2", RecipeError, ["schema_version", "2"]),
+    ("family=ghn", RecipeError, ["family", "'prior'"]),
     ("outer.steps", RecipeError, ["expected key=value"]),
     ("outer..steps=1", RecipeError, ["expected key=value"]),
     ("outer.steps=[1", RecipeError, ["the value of outer.steps", "not valid YAML"]),
@@ -66,7 +67,7 @@ def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_is_valid_and_reads_itself_back(name: str) -> None:
-    needs_data = ("image-folder", "ct-slices", "seg-folder", "seg-clothes", "seg-cells")
+    needs_data = ("image-folder", "ct-slices", "seg-folder", "seg-clothes", "seg-cells", "ghn-images")
     settings = ["domain.data=/data/x"] if name.startswith(needs_data) else []
     recipe = load_recipe(name, settings)
     assert recipe.name == name
@@ -115,3 +116,20 @@ def test_a_file_is_a_recipe(tmp_path: Path) -> None:
 def test_yaml_is_strict(text: str, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         parse_yaml(text, "the text")
+
+
+def test_a_recipe_without_a_family_is_a_priors_and_says_so_nowhere() -> None:
+    plain = load_recipe(DEBUG)
+    value = plain.dump()
+    assert plain.family == "prior" and "family" not in value and "family" not in plain.recorded()
+    assert read_recipe({**value, "family": "prior"}) == plain
+    for wrong in ("pryor", 3, None):
+        with pytest.raises(RecipeError, match="recipe: family: no family is called"):
+            read_recipe({**value, "family": wrong})
+
+
+def test_a_card_tells_no_place_on_a_machine() -> None:
+    recipe = load_recipe("image-folder", ["domain.data=/data/mine"])
+    assert recipe.places == {"domain.data": "/data/mine"}
+    assert "/data/mine" in str(recipe.determining()) and "/data/mine" not in str(recipe.recorded())
+    assert recipe.recorded() == load_recipe("image-folder", ["domain.data=/data/yours"]).recorded()

@@ -1,7 +1,7 @@
 """Trains in a process of its own: ``python -m tests.pipelines.training_process '<jobs as JSON>'``.
 
 Each job has a recipe and a folder; `kill_at` kills the process, as a power cut would, after that outer step.
-With `gradient` the folder gets the meta-gradient of the first step instead, summed over the workers.
+With `gradient` the folder gets the gradient of the first step instead, summed over the workers.
 """
 
 from __future__ import annotations
@@ -16,30 +16,23 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from metainit.meta.outer import initial_meta_parameters
-from metainit.meta.registry import rule_for
-from metainit.networks.registry import function_of
+from pipelines.families import family_of
+from pipelines.learner import added_up
 from pipelines.preparation import prepare
 from pipelines.recipe import read_recipe
 from pipelines.tracking import ListSink
-from pipelines.train import added_up, gradient_of, moved, train
-from pipelines.world import Alone, Distributed, World, share
+from pipelines.train import train
+from pipelines.world import Alone, Distributed, World
 
 
 def gradient(recipe_value: dict[str, Any], folder: Path, world: World) -> None:
     recipe = read_recipe(recipe_value)
-    prepared = prepare(recipe)
-    batch = prepared.domain.tasks(recipe.seed, 0, recipe.outer.meta_batch)
-    mine = moved(batch[share(len(batch), world.rank, world.size)], prepared)
-    meta = initial_meta_parameters(prepared.network, recipe.algorithm)
-    function, inner = function_of(prepared.network), recipe.algorithm.inner(prepared.network)
-    own = gradient_of(prepared, function, rule_for(recipe.algorithm), meta, mine, inner)
-    total, _ = added_up(own, world)
-    assert total.tasks == recipe.outer.meta_batch
+    learner = family_of(recipe.family).learner(prepare(recipe), world)
+    total, _ = added_up(learner.gradient(), world)
     if world.rank == 0:
-        steps = {f"step_size.{k}": v.contiguous() for k, v in total.step_sizes.items()}
-        tensors = {k: v.contiguous() for k, v in total.weights.items()} | steps
         folder.mkdir(parents=True)
+        tensors = {str(number): tensor.contiguous() for number, tensor in enumerate(total.tensors)}
+        tensors["count"] = torch.tensor(float(total.count))
         (folder / "gradient.safetensors").write_bytes(safetensors.torch.save(tensors))
 
 

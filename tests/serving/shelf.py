@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from metainit import checkpoint
-from metainit.card import AdaptationRoutine, Card, Method, Spec
+from metainit.card import AdaptationRoutine, Card, Method, Provenance, Spec
 from metainit.errors import RegistryError
 from metainit.transfer import file_sha256
 
@@ -40,13 +40,13 @@ class Shelf:
         self.aliases: dict[str, dict[str, int]] = {}
         self.files: dict[str, dict[int, Path]] = {}
         self.digests: dict[Path, str] = {}
+        self.kinds: dict[Path, str] = {}
         self.gone = False
         self.downloads = 0
 
     def add(self, name: str, seed: int, *aliases: str, elements: int = 64) -> str:
         """Register a new version and return its SHA-256."""
         number = len(self.files.setdefault(name, {})) + 1
-        folder = self.folder / name / str(number)
         generator = torch.Generator().manual_seed(seed)
         card = Card(
             kind="prior",
@@ -55,14 +55,35 @@ class Shelf:
             network=Spec(name="siren", arguments={"width": 8}),
             routine=AdaptationRoutine(steps=2, step_size=0.01),
         )
+        tensors = {"layers.0.weight": torch.randn(elements, generator=generator)}
+        return self._put(name, number, tensors, card, aliases)
+
+    def add_hypernetwork(self, name: str, seed: int, *aliases: str) -> str:
+        """Register a new version that is a small, untrained hypernetwork, and return its SHA-256."""
+        from hypernets.ghn.config import GhnConfig
+        from hypernets.ghn.model import Ghn
+
+        config = GhnConfig(width=16, heads=2, layers=1, block=4, kernel=3)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            tensors = Ghn(config).state_dict()
+        recipe = {"hypernetwork": config.model_dump(mode="json")}
+        card = Card(kind="ghn", name=name, method=Method(name="ghn3"), provenance=Provenance(recipe=recipe))
+        return self._put(name, len(self.files.setdefault(name, {})) + 1, tensors, card, aliases)
+
+    def _put(
+        self, name: str, number: int, tensors: dict[str, torch.Tensor], card: Card, aliases: tuple[str, ...]
+    ) -> str:
+        folder = self.folder / name / str(number)
         path = folder / "checkpoint.safetensors"
-        checkpoint.save(path, {"layers.0.weight": torch.randn(elements, generator=generator)}, card)
+        checkpoint.save(path, tensors, card)
         (folder / "evidence.json").write_text(json.dumps({"metric": "psnr", "steps": [0, 2]}))
         (folder / "recipe.yaml").write_text(f"name: {name}\n")
         (folder / "pictures").mkdir()
         (folder / "pictures" / "steps.png").write_bytes(PNG)
         self.files[name][number] = path
         self.digests[path] = file_sha256(path)
+        self.kinds[path] = card.kind
         for alias in aliases:
             self.point(name, alias, number)
         return self.digests[path]
@@ -74,7 +95,9 @@ class Shelf:
         path = self.files[name][number]
         meant = tuple(a for a, v in self.aliases.get(name, {}).items() if v == number)
         size = path.stat().st_size
-        return Version(name, number, meant, self.digests[path], size, headline={"psnr": 30.0})
+        return Version(
+            name, number, meant, self.digests[path], size, self.kinds[path], headline={"psnr": 30.0}
+        )
 
     def _reach(self) -> None:
         if self.gone:

@@ -74,7 +74,7 @@ def test_the_shortened_demo_for_real(tmp_path: Path) -> None:
     assert picture.parent == tmp_path / "demo-out"
     for file in (picture, picture.with_name("evidence.png")):
         assert skimage.io.imread(file).std() > 10
-    assert "outer step" in done.stderr and " left" in done.stderr
+    assert "step " in done.stderr and " left" in done.stderr
     # What is registered is there for the next command.
     shown = subprocess.run(
         [sys.executable, "-m", "metainit.cli", "show", "image-photos", "--json"],

@@ -13,13 +13,17 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
+from hypernets.architecture.serialize import to_json
+from metainit.card import canonical_json
 from metainit.client import Client
 from metainit.errors import EndpointError
 from serving import commands
 from serving.deployments import start
 from serving.haproxy import binary, fast_path, free_port
+from serving.predictor import Hypernetworks, Order
 from serving.startup import check_port
 from tests.serving.shelf import Shelf
+from tests.serving.test_prediction import graph_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,6 +73,32 @@ def test_endpoint_on_ray_serve(home: Path, tmp_path: Path) -> None:
         with pytest.raises(EndpointError, match="in use"):
             check_port("127.0.0.1", port)
     check_port("127.0.0.1", port)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")  # Ray and MLflow bring warnings of their own
+def test_predictions_on_ray_serve_are_those_of_this_process(home: Path, tmp_path: Path) -> None:
+    from pipelines.registry import Registry
+
+    shelf = Shelf(tmp_path / "shelf")
+    digest = shelf.add_hypernetwork("digits", 0)
+    registry = Registry()
+    registry.set_alias(registry.register(shelf.files["digits"][1].parent, "digits"), "champion")
+    graphs = [graph_of(width) for width in (5, 9)]
+    with (
+        start(port=free_port(), poll=0.2, patience=200) as endpoint,
+        httpx.Client(base_url=endpoint.url, timeout=120.0) as http,
+    ):
+        for graph in graphs:
+            answer = http.post("/v1/inits/digits/predict", json={"graph": to_json(graph), "seed": 3})
+            assert answer.status_code == 201, answer.text
+            text = canonical_json(to_json(graph))
+            order = Order("digits/1", digest, str(shelf.files["digits"][1]), text, 3, False)
+            (expected,) = Hypernetworks().answer([order])
+            assert http.get(answer.headers["location"]).content == expected.content
+        again = http.post("/v1/inits/digits/predict", json={"graph": to_json(graphs[0]), "seed": 3})
+        assert again.status_code == 200
+        assert http.post("/v1/inits/digits/predict", json={"graph": {}}).status_code == 422
 
 
 @pytest.mark.ray

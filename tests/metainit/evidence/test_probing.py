@@ -109,3 +109,100 @@ def test_fewer_than_three_batches_are_refused(count: int) -> None:
 def test_an_unknown_source_is_named() -> None:
     with pytest.raises(SourceError, match="did you mean 'kaiming'"):
         probe(nn.Linear(3, 1), ["kaimin"], batches(3), mse)
+
+
+def toy(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1))
+
+
+def test_a_start_that_is_better_is_kept_and_fills_the_network(near: Path) -> None:
+    report = probe(nn.Linear(3, 1), ["default", near], batches(6), mse, steps=(0, 1))
+    assert report.kept == report.best == str(near) and report.baseline == "default"
+    better, baseline = report.rows
+    assert better.low is not None and better.gain is not None and 0 < better.low <= better.gain
+    assert baseline.gain is None
+    network = nn.Linear(3, 1)
+    assert report.init_(network) is network
+    assert torch.equal(network.weight, TRUTH + 0.01)
+    assert report.step_size == better.step_size
+
+
+def test_a_start_that_is_worse_does_no_harm(tmp_path: Path) -> None:
+    far = {"weight": TRUTH * -30, "bias": torch.full((1,), 100.0)}
+    bad = write_prior(tmp_path / "far.safetensors", far, None, network=None)
+    report = probe(nn.Linear(3, 1), [bad, "default"], batches(6), mse, steps=(0, 1))
+    assert report.kept == "default"
+    expected = metainit.init_(nn.Linear(3, 1), "default", seed=0)
+    assert torch.equal(report.init_(nn.Linear(3, 1)).weight, expected.weight)
+
+
+def test_what_differs_by_chance_is_not_better() -> None:
+    """Two draws of one rule: none is better, whichever comes first."""
+    twin = metainit.load("default")
+    kept = {probe(toy(), [twin, "default"], batches(9, s), mse, steps=(0, 3)).kept for s in range(3)}
+    assert kept == {"default"}
+
+
+def test_one_draw_on_one_batch_tells_nothing(near: Path) -> None:
+    report = probe(nn.Linear(3, 1), ["default", near], batches(3), mse, steps=(0,), seeds=1)
+    assert report.best == str(near) and report.kept == "default"
+
+
+def test_without_the_default_the_best_is_kept(near: Path) -> None:
+    report = probe(nn.Linear(3, 1), ["kaiming", near], batches(3), mse, steps=(0, 1))
+    assert report.kept == report.best and report.baseline is None
+    assert all(row.gain is None for row in report.rows)
+
+
+def test_loaded_starts_are_taken_and_equal_names_told_apart(near: Path) -> None:
+    loaded = metainit.load(near)
+    report = probe(nn.Linear(3, 1), [loaded, loaded, "default"], batches(3), mse, steps=(0, 1))
+    name = loaded.card.name
+    assert {row.source for row in report.rows} == {name, f"{name} (2)", "default"}
+
+
+def test_nothing_of_the_caller_s_changes() -> None:
+    network = toy().train()
+    network[1].eval()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    first = probe(network, ["default", "kaiming"], batches(3), mse, steps=(0, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert network.training and not network[1].training
+    assert all(p.grad is None for p in network.parameters())
+    torch.manual_seed(12)
+    again = probe(network, ["default", "kaiming"], batches(3), mse, steps=(0, 4))
+    assert [row.loss for row in again.rows] == [row.loss for row in first.rows]
+
+
+def test_running_statistics_are_those_of_the_training_batches() -> None:
+    shifted = [(x * 5 + 40, y) for x, y in batches(3)]
+    network = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+    report = probe(network, ["default"], shifted, mse, steps=(0,))
+    report.init_(network)
+    torch.testing.assert_close(network[0].running_mean, shifted[0][0].mean(0))
+    # With those of no data the inputs would come in 40 standard deviations off.
+    assert report.rows[0].loss[0] < 50
+
+
+def test_the_cost_is_counted() -> None:
+    counted = []
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            counted.append(1)
+        return mse(outputs, targets)
+
+    report = probe(nn.Linear(3, 1), ["default", "kaiming"], batches(3), loss_fn, steps=(0, 5), seeds=2)
+    assert report.gradients == len(counted) and report.seconds > 0
+    assert f"took {len(counted)} gradients" in report.table()
+
+
+def test_no_sources_and_no_steps_are_refused() -> None:
+    with pytest.raises(DataError, match="got 0 sources"):
+        probe(nn.Linear(3, 1), [], batches(3), mse)
+    with pytest.raises(DataError, match=r"steps \[\]"):
+        probe(nn.Linear(3, 1), ["default"], batches(3), mse, steps=())

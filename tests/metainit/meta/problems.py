@@ -156,7 +156,7 @@ def start_of(network: nn.Module, config: AlgorithmConfig, spread: float = 0.0) -
     generator = torch.Generator().manual_seed(1)
     for value in meta.step_sizes.values():
         noise = torch.rand(value.shape, generator=generator, dtype=value.dtype)
-        value.mul_(1 + spread * noise)
+        value.mul_(1 + spread * noise.to(value.device))
     return meta
 
 

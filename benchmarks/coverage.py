@@ -1,0 +1,139 @@
+"""Which networks can be traced, how long it takes, and which of their parameters a graph carries.
+
+    pip install --target ZOO --no-deps -c constraints-bench.txt timm transformers huggingface_hub \
+        tokenizers regex
+    PYTHONPATH=$PYTHONPATH:ZOO python -m benchmarks.coverage run [NAME ...]
+    python -m benchmarks.coverage table
+
+The libraries go into a folder of their own, behind everything else on the path, so that no version that
+metainit is tested with changes. All networks have random weights. Seconds are wall-clock time on one thread,
+the least of three runs; `exported` is one run of `torch.export` with the same steps after it. A tracer that
+fails says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.cells import Cells, machine
+from benchmarks.coverage_networks import NETWORKS, Case
+from hypernets.architecture.graph import ArchitectureGraph
+from hypernets.architecture.trace import Traced, Tracer, trace_fully
+from metainit.errors import GraphError
+
+REPEATS = 3
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Trace a network with both tracers and count what its graph carries."""
+    sizes = {name: p.numel() for name, p in case.network.named_parameters()}
+    result: dict[str, Any] = {"parameters": len(sizes), "elements": sum(sizes.values())}
+    seconds, traced = timed(case, "auto")
+    assert isinstance(traced, Traced)
+    graph = traced.graph
+    result |= counts(graph, sizes)
+    result |= {"tracer": traced.tracer, "depends_on": traced.depends_on.value, "seconds": seconds}
+    exported_seconds, exported = timed(case, "exported")
+    result["exported_seconds"] = exported_seconds
+    if isinstance(exported, str):
+        result["exported_error"] = exported
+    else:
+        result["same_operations"] = kinds(exported.graph) == kinds(graph)
+        result["same_graph"] = exported.graph == graph
+    return result
+
+
+def timed(case: Case, tracer: Tracer) -> tuple[float | None, Traced | str]:
+    """Return the least seconds of three runs and what came out, or why nothing did."""
+    least = float("inf")
+    for _ in range(REPEATS if tracer == "auto" else 1):
+        begin = time.perf_counter()
+        try:
+            traced = trace_fully(case.network, case.inputs, tracer=tracer)
+        except GraphError as error:
+            return None, str(error)[:300]
+        least = min(least, time.perf_counter() - begin)
+    return round(least, 4), traced
+
+
+def kinds(graph: ArchitectureGraph) -> Counter[str]:
+    """Count a graph's operations."""
+    return Counter(node.operation.value for node in graph.nodes)
+
+
+def counts(graph: ArchitectureGraph, sizes: dict[str, int]) -> dict[str, Any]:
+    """Count a graph's nodes, and the parameters and elements that it carries and skips."""
+    skipped = Counter(reason.name.lower() for reason in graph.skipped.values())
+    return {
+        "nodes": len(graph.nodes),
+        "edges": len(graph.edges),
+        "operations": dict(kinds(graph)),
+        "carried": len(graph.parameters),
+        "skipped": dict(skipped),
+        "elements_skipped": sum(sizes[name] for name in graph.skipped),
+        "raw_parameter_nodes": kinds(graph)["parameter"],
+    }
+
+
+def run(names: Sequence[str]) -> None:
+    """Measure the networks that are not measured yet."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    cells = Cells("coverage")
+    cells.cell("machine", machine)
+    for name in names or NETWORKS:
+        torch.manual_seed(0)
+        cells.cell(name, lambda name=name: measure(NETWORKS[name]()))
+
+
+def table() -> str:
+    """Return the results as a Markdown table."""
+    values = Cells("coverage").values
+    lines = [
+        "| network | carried | skipped | elements skipped | nodes | recorded s | exported s | same graph |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    measured = {name: values[name] for name in NETWORKS if name in values}
+    for name, cell in measured.items():
+        skipped = ", ".join(f"{count} {reason}" for reason, count in cell["skipped"].items()) or "0"
+        exported = f"{cell['exported_seconds']:.2f}" if cell["exported_seconds"] is not None else "fails"
+        same = {True: "yes", False: "no", None: ""}[cell.get("same_graph")]
+        lines.append(
+            f"| {name} | {cell['carried']}/{cell['parameters']} | {skipped} | "
+            f"{cell['elements_skipped'] / cell['elements']:.2%} | {cell['nodes']} | {cell['seconds']:.3f} | "
+            f"{exported} | {same} |"
+        )
+    carried, parameters, left_out, elements = (
+        sum(cell[key] for cell in measured.values())
+        for key in ("carried", "parameters", "elements_skipped", "elements")
+    )
+    share = left_out / elements
+    lines.append(
+        f"| all {len(measured)} | {carried}/{parameters} | {parameters - carried} | {share:.4%} | | | | |"
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("run").add_argument("names", nargs="*")
+    commands.add_parser("table")
+    options = parser.parse_args()
+    if options.command == "run":
+        run(options.names)
+    else:
+        sys.stdout.write(table() + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""A prediction as a checkpoint: weights for one graph, and a card that says how to make them again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import metainit
+from hypernets.architecture.graph import ArchitectureGraph
+from hypernets.architecture.serialize import from_json, to_json
+from hypernets.ghn.model import Ghn
+from hypernets.ghn.prediction import predict
+from metainit.card import Card, Provenance, canonical_json
+from metainit.errors import GraphError
+
+GRAPH = "graph"
+"""Where the recipe on the card of a prediction keeps the graph."""
+MAX_GRAPH_CHARACTERS = 3_000_000
+"""A card has its limit; of a larger graph it keeps the hash alone."""
+
+
+def predicted_checkpoint(
+    hypernetwork: Ghn, source: Card, graph: ArchitectureGraph, *, seed: int = 0, exact: bool = False
+) -> tuple[dict[str, Tensor], Card]:
+    """Return weights for a graph, and their card: same hypernetwork, graph and seed, same bytes.
+
+    Args:
+        hypernetwork: what predicts.
+        source: the hypernetwork's own card.
+        graph: the network to predict for.
+        seed: of the residual.
+        exact: leave the residual out; the seed has no meaning then.
+
+    Raises:
+        MismatchError: a predicted weight is not finite.
+
+    Example:
+        >>> from hypernets.architecture.graph import Node, Operation, Parameter, Role
+        >>> from hypernets.ghn.config import GhnConfig
+        >>> from metainit.card import Method
+        >>> layer = Node(Operation.LINEAR, (Parameter('weight', (3, 2), Role.WEIGHT),))
+        >>> source = Card(kind='ghn', name='digits', method=Method(name='ghn3'))
+        >>> ghn = Ghn(GhnConfig(width=16, heads=2, block=4))
+        >>> tensors, card = predicted_checkpoint(ghn, source, ArchitectureGraph((layer,), ()))
+        >>> card.kind, card.name, list(tensors)
+        ('weights', 'digits', ['weight'])
+    """
+    value = to_json(graph)
+    recipe = {"hypernetwork": source.name, "digest": source.digest, "exact": exact}
+    if len(canonical_json(value)) <= MAX_GRAPH_CHARACTERS:
+        recipe[GRAPH] = value
+    card = Card(
+        kind="weights",
+        name=source.name,
+        method=source.method,
+        graph=graph.hash,
+        provenance=Provenance(
+            recipe=recipe,
+            seeds=[] if exact else [seed],
+            data=source.provenance.data,
+            code_version=f"metainit {metainit.__version__}, torch {torch.__version__}",
+        ),
+        skipped={name: str(reason) for name, reason in graph.skipped.items()},
+    )
+    return predict(hypernetwork, graph, seed=seed, exact=exact), card
+
+
+def stored_graph(card: Card) -> ArchitectureGraph:
+    """Return the graph that the weights of a card were predicted for.
+
+    Raises:
+        GraphError: the card keeps none, or what it keeps is no graph.
+    """
+    value = card.provenance.recipe.get(GRAPH)
+    if value is None:
+        kept = f"its hash alone ({card.graph[:16]}…: it is too large)" if card.graph else "none"
+        raise GraphError(
+            f"the card of {card.name!r} ({card.kind}) keeps no architecture graph, but {kept}; weights from "
+            "`metainit predict` have one"
+        )
+    return from_json(value)

@@ -1,0 +1,1 @@
+"""The family of predicted starts: a graph hypernetwork, trained on random architectures."""

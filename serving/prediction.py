@@ -1,0 +1,163 @@
+"""Predicting for whoever asks: limits, one computation for equal questions, and answers that are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import anyio
+from pydantic import BaseModel, ConfigDict, Field
+
+from hypernets.architecture.graph import ArchitectureGraph
+from hypernets.architecture.serialize import Limits as GraphLimits
+from hypernets.architecture.serialize import from_json, to_json
+from metainit.card import canonical_json
+from metainit.errors import CheckpointError, EndpointError, MetainitError
+from pipelines.learner import code_version
+from serving.cache import Entry
+from serving.predictions import Kept, Predictions
+from serving.predictor import Fault, Order, Predictor
+from serving.store import NotReady
+
+PREDICTING = ("ghn",)
+"""Kinds of checkpoints that predict."""
+
+
+class TooLarge(EndpointError):
+    """The body of a request is larger than the limit."""
+
+
+class Busy(EndpointError):
+    """Too many predictions wait already."""
+
+
+class NoPredictor(EndpointError):
+    """The initialization exists, but predicts nothing."""
+
+
+class Unpredictable(EndpointError):
+    """The hypernetwork has no usable weights for the graph."""
+
+
+FAULTS: Mapping[Fault, type[MetainitError]] = MappingProxyType(
+    {"question": Unpredictable, "hypernetwork": CheckpointError, "predictor": NotReady}
+)
+"""What a prediction failed by -> the error that says so."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a prediction may cost: bytes of its request, elements of all parameters, seconds; how many run."""
+
+    body_bytes: int = 8 << 20
+    elements: int = 100_000_000
+    waiting: int = 32
+    seconds: float = 120.0
+
+
+class Question(BaseModel):
+    """The body of a request for a prediction."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    graph: dict[str, Any] = Field(description="an architecture graph, as metainit traces it")
+    seed: int = Field(0, ge=0, lt=2**63, description="of the residual that keeps neurons from being alike")
+    exact: bool = Field(False, description="leave the residual out")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prediction at hand, what it is for, and whether it had been made before."""
+
+    kept: Kept
+    graph: ArchitectureGraph
+    graph_hash: str
+    seed: int | None
+    made_before: bool
+
+
+class Predicting:
+    """Answers questions with a predictor, from what is kept where it can."""
+
+    def __init__(self, predictor: Predictor, kept: Predictions, limits: Limits | None = None) -> None:
+        """Keep answers in `kept`."""
+        self.limits = limits or Limits()
+        self._predictor, self._kept = predictor, kept
+        self._running: dict[str, asyncio.Task[Kept]] = {}
+
+    async def answer(self, entry: Entry, question: Question) -> Answer:
+        """Predict with a version for the graph of a question.
+
+        Raises:
+            NoPredictor: the version is no hypernetwork.
+            GraphError: the graph is not one, or above a limit.
+            Busy: too many wait already.
+            NotReady: the predictor cannot be reached, took too long, or the disk is full.
+            Unpredictable: there are no usable weights for the graph.
+            CheckpointError: the version does not hold a hypernetwork.
+        """
+        facts = entry.facts
+        if facts.kind not in PREDICTING:
+            raise NoPredictor(
+                f"{facts.reference} is a {facts.kind}, which predicts nothing: fetch its weights, or name a "
+                f"hypernetwork (kind {' or '.join(PREDICTING)})"
+            )
+        graph, text = await anyio.to_thread.run_sync(self._read, question.graph)
+        seed = 0 if question.exact else question.seed
+        order = Order(facts.reference, facts.sha256, str(entry.blob), text, seed, question.exact)
+        key = _key(order)
+        kept = await anyio.to_thread.run_sync(self._kept.find, key)
+        made_before = kept is not None
+        if kept is None:
+            kept = await self._once(key, order)
+        return Answer(kept, graph, _hash(text), None if question.exact else seed, made_before)
+
+    def _read(self, value: dict[str, Any]) -> tuple[ArchitectureGraph, str]:
+        graph = from_json(value, GraphLimits(elements=self.limits.elements))
+        return graph, canonical_json(to_json(graph))
+
+    async def _once(self, key: str, order: Order) -> Kept:
+        """Compute an order, or wait for the computation of an equal one; nobody who leaves ends it."""
+        task = self._running.get(key)
+        if task is None:
+            if len(self._running) >= self.limits.waiting:
+                raise Busy(f"{len(self._running)} predictions are under way; ask again in a moment")
+            task = asyncio.create_task(self._compute(key, order))
+            self._running[key] = task
+            task.add_done_callback(lambda done: self._forget(key, done))
+        return await asyncio.shield(task)
+
+    def _forget(self, key: str, done: asyncio.Task[Kept]) -> None:
+        del self._running[key]
+        if not done.cancelled():
+            done.exception()  # read, for the case that all who asked have left
+
+    async def _compute(self, key: str, order: Order) -> Kept:
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                outcome = await self._predictor.predict(order)
+        except TimeoutError as error:
+            raise NotReady(
+                f"{order.reference} gave no prediction within {self.limits.seconds:g} s; ask again"
+            ) from error
+        if outcome.fault is not None:
+            raise FAULTS[outcome.fault](outcome.reason)
+        try:
+            return await anyio.to_thread.run_sync(self._kept.keep, key, outcome.content)
+        except CheckpointError as error:
+            raise NotReady(f"the prediction cannot be kept: {error}") from error
+
+
+def _key(order: Order) -> str:
+    """Return what the bytes of a prediction follow from."""
+    value = [order.sha256, _hash(order.graph), order.seed, order.exact, code_version()]
+    return _hash(json.dumps(value))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
