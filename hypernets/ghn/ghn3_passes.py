@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
+from functools import partial
 
 import numpy as np
 import torch
@@ -136,7 +137,7 @@ def _keep_known(graph: Digraph) -> Digraph:
     kinds = {step: kind(step) for step in graph.nodes}
     inputs = {step: len(before) for step, before in zip(graph.nodes, graph.before, strict=True)}
 
-    def kept(place: int, nodes: Sequence[Step], phase: Kind) -> bool:
+    def kept(phase: Kind, place: int, nodes: Sequence[Step]) -> bool:
         mine = kinds[nodes[place]]
         if mine is not phase:
             return True
@@ -148,18 +149,19 @@ def _keep_known(graph: Digraph) -> Digraph:
 
     # The order matters: a rule that looks at a step's neighbours sees what the earlier phases have left.
     for phase in (Kind.PRODUCT, Kind.UNKNOWN, Kind.MEAN, Kind.SUM, Kind.CONCAT):
-        graph = _filtered(graph, lambda place, nodes, phase=phase: kept(place, nodes, phase))  # type: ignore[misc]
+        graph = _filtered(graph, partial(kept, phase))
     return graph
 
 
 def _keep_junctions(graph: Digraph) -> Digraph:
     """Drop the sums and concatenations that fewer than two ways lead to."""
     inputs = {step: len(before) for step, before in zip(graph.nodes, graph.before, strict=True)}
+
+    def kept(phase: Kind, place: int, nodes: Sequence[Step]) -> bool:
+        return kind(nodes[place]) is not phase or inputs[nodes[place]] > 1
+
     for phase in (Kind.SUM, Kind.CONCAT):
-        graph = _filtered(
-            graph,
-            lambda place, nodes, phase=phase: kind(nodes[place]) is not phase or inputs[nodes[place]] > 1,  # type: ignore[misc]
-        )
+        graph = _filtered(graph, partial(kept, phase))
     return graph
 
 
