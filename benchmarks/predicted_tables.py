@@ -42,9 +42,8 @@ def table(cells: Mapping[str, Any], task: str, steps: Sequence[int]) -> str:
     rows = [row for kind in kinds for row in _probe_rows(cells, task, kind, steps)]
     if rows:
         head = [
-            "| kind | steps | networks | predicted kept | accuracy kept - default, least "
-            "| worse beyond noise | "
-            "gradients | seconds |",
+            "| kind | steps | networks | predicted kept | accuracy kept - default, least | "
+            "worse beyond noise | gradients | seconds |",
             "|---|---|---|---|---|---|---|---|",
         ]
         parts.append("\n".join([f"### {task}: with the probe", "", *head, *rows]))

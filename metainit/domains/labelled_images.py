@@ -145,7 +145,10 @@ def read_labelled_images(config: LabelledImagesConfig) -> LabelledImages:
     parts: dict[Split, Examples] = {}
     for split in ("train", "validation", "test"):
         chosen = torch.from_numpy(np.flatnonzero(splits == split))
-        parts[split] = Examples(raw.pixels[chosen], torch.from_numpy(raw.labels)[chosen])
+        # Numpy leaves strides of grey images that torch takes for channels-last. In torch 2.13 the backward
+        # pass of a convolution of such images with kernel 1 and stride 2 writes past its memory on a CPU.
+        pixels = torch.empty((len(chosen), *raw.pixels.shape[1:])).copy_(raw.pixels[chosen])
+        parts[split] = Examples(pixels, torch.from_numpy(raw.labels)[chosen])
     present = set(parts["train"].labels.tolist())
     absent = [name for number, name in enumerate(raw.class_names) if number not in present]
     if absent:

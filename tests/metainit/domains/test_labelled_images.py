@@ -79,6 +79,13 @@ def test_batches_are_pure_and_without_repetition(digits):
         digits.batch(0, 0, 361, "test")
 
 
+def test_images_lie_in_memory_as_torch_lays_them_out(digits, npz):
+    for found in (digits, read(npz, size=4), read(npz, channels=3)):
+        for split in ("train", "validation", "test"):
+            images = found.batch(0, 0, 2, split).images
+            assert images.stride() == torch.empty(images.shape).stride()
+
+
 def test_pooling_is_the_mean_of_blocks(npz, arrays):
     found = read(npz, size=4)
     pixels = found.parts["test"].images * found.std + found.mean
