@@ -151,7 +151,12 @@ def _interpreted(value: Any, path: Path, limits: Limits) -> tuple[Ghn3Config, di
         )
     config = _config(tensors, written if isinstance(written, Mapping) else {}, path)
     _require_fit(config, tensors, str(path))
-    return config, {key: tensor.detach().float().contiguous() for key, tensor in tensors.items()}
+    # Copied, because a mapped file can change under its tensors.
+    whole = torch.contiguous_format
+    return config, {
+        key: tensor.detach().to(torch.float32, copy=True, memory_format=whole)
+        for key, tensor in tensors.items()
+    }
 
 
 def _published_name(key: str) -> str:

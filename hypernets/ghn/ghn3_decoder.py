@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypernets.ghn.ghn3_config import Ghn3Config, Shape4
+from hypernets.ghn.ghn3_config import Ghn3Config
 
 
 class ConvDecoder(nn.Module):
@@ -28,42 +28,40 @@ class ConvDecoder(nn.Module):
         )
         self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Linear(channels, config.classes))
 
-    def forward(self, x: Tensor, shape: Shape4) -> Tensor:
-        """Return blocks ``(P, out, inner, height, width)`` for vectors ``(P, D)``; out, inner at most C.
+    def positions(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Return ``(P, height, width, 4 D)`` for vectors ``(P, D)``: the first layer around the centre.
 
-        Only the rows of the two large matrices that the block needs are multiplied. Kernels larger than s are
-        interpolated bilinearly.
+        At most s x s positions.
         """
-        out, inner, height, width = shape
-        y = self._positions(x, height, width)
-        y = F.relu(_linear(self.conv[0], y))
-        last = self.conv[2]
-        assert isinstance(last, nn.Linear)
-        c = self.channels
-        weight = last.weight.view(c, c, -1)[:out, :inner].reshape(out * inner, -1)
-        bias = last.bias.view(c, c)[:out, :inner].reshape(-1)
-        blocks = F.linear(y, weight, bias).permute(0, 3, 1, 2).reshape(len(x), out, inner, *y.shape[1:3])
-        if y.shape[1:3] == (height, width):
-            return blocks
-        flat = F.interpolate(blocks.flatten(0, 1), (height, width), mode="bilinear")
-        return flat.view(len(x), out, inner, height, width)
-
-    def classes(self, x: Tensor, inner: int) -> Tensor:
-        """Return blocks ``(P, K, inner)`` for the weights of classifiers."""
-        block = self(x, (self.channels, inner, 1, 1))[..., 0, 0]
-        y: Tensor = self.class_layer_predictor(block.transpose(1, 2)).transpose(1, 2)
-        return y
-
-    def _positions(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Return ``(P, height, width, 4 D)``: the first layer at the positions around the centre."""
         s = self.kernel
         rows, columns = _around_centre(height, s), _around_centre(width, s)
         first = self.fc[0]
         assert isinstance(first, nn.Linear)
+        # What is not needed costs less than a copy of the matrix's other rows, or than their gradient.
+        if torch.is_grad_enabled() or 4 * height * width > s * s:
+            whole = F.relu(first(x)).view(len(x), -1, s, s)
+            return whole[:, :, rows, columns].permute(0, 2, 3, 1)
         weight = first.weight.view(-1, s, s, first.in_features)[:, rows, columns].permute(1, 2, 0, 3)
         bias = first.bias.view(-1, s, s)[:, rows, columns].permute(1, 2, 0)
         y = F.relu(F.linear(x, weight.flatten(0, 2), bias.flatten()))
         return y.view(len(x), *bias.shape)
+
+    def matrices(self, y: Tensor, out: int, inner: int) -> Tensor:
+        """Return ``(R, out, inner)`` for R positions ``(R, 4 D)``: the upper left of C x C matrices."""
+        c = self.channels
+        y = F.relu(self.conv[0](y))
+        last = self.conv[2]
+        assert isinstance(last, nn.Linear)
+        if out == inner == c:
+            return F.linear(y, last.weight, last.bias).view(-1, c, c)
+        rows = (torch.arange(out)[:, None] * c + torch.arange(inner)).flatten().to(y.device)
+        return F.linear(y, last.weight[rows], last.bias[rows]).view(-1, out, inner)
+
+    def classes(self, x: Tensor, inner: int) -> Tensor:
+        """Return blocks ``(P, K, inner)`` for the weights of classifiers."""
+        block = self.matrices(self.positions(x, 1, 1).flatten(0, 2), self.channels, inner)
+        y: Tensor = self.class_layer_predictor(block.transpose(1, 2)).transpose(1, 2)
+        return y
 
 
 class VectorDecoder(nn.Module):
@@ -80,11 +78,6 @@ class VectorDecoder(nn.Module):
         """Return ``(P, 2, C)``."""
         y: Tensor = self.fc(x)
         return y.view(len(x), 2, -1)
-
-
-def _linear(layer: nn.Module, x: Tensor) -> Tensor:
-    y: Tensor = layer(x)
-    return y
 
 
 def _around_centre(size: int, largest: int) -> slice:
@@ -121,6 +114,15 @@ def tile_(target: Tensor, block: Tensor) -> None:
         block = _repeat(block, target.shape[1], 1)
     for start in range(0, len(target), len(block)):
         target[start : start + len(block)].copy_(block[: len(target) - start])
+
+
+def kernels(rows: Tensor, window: tuple[int, int], kernel: tuple[int, int]) -> Tensor:
+    """Turn matrices at the positions of a window ``(h * w, out, inner)`` into ``(out, inner, *kernel)``.
+
+    A kernel larger than the window is interpolated bilinearly.
+    """
+    block = rows.permute(1, 2, 0).reshape(*rows.shape[1:], *window)
+    return block if window == kernel else F.interpolate(block, kernel, mode="bilinear")
 
 
 def positions(block: Tensor, shape: tuple[int, ...], first: Tensor) -> Tensor:

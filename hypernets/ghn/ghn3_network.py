@@ -8,21 +8,19 @@ are interpolated however many there are; nothing is left out without a word.
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from hypernets.ghn.ghn3_config import Ghn3Config, Shape4, Word, shape4
+from hypernets.ghn.ghn3_blocks import Wanted, class_blocks, kernel_blocks, vector_blocks
+from hypernets.ghn.ghn3_config import Ghn3Config, Word
 from hypernets.ghn.ghn3_decoder import ConvDecoder, VectorDecoder, positions, tile, tile_
 from hypernets.ghn.ghn3_encoder import Encoder
 from hypernets.ghn.ghn3_graph import Form, Ghn3Graph, Target
 from metainit.errors import DivergenceError
 
-CHUNK_ELEMENTS = 1 << 22
-"""Blocks are decoded so many elements at a time, to bound what a prediction needs beside its result."""
 TOKEN_STD = 0.02
 """Standard deviation of the row of a class token."""
 
@@ -114,74 +112,18 @@ class Ghn3(Encoder):
         return positions(block, target.shape, drawn.to(block))
 
     def _decoded(self, graphs: Sequence[Ghn3Graph]) -> Iterator[tuple[int, Target, Tensor]]:
-        """Decode the targets of all graphs, group by group: (number of the graph, target, its block)."""
-        vectors = self.vectors(graphs)
-        groups: dict[tuple[Form, Shape4], list[tuple[int, Target]]] = defaultdict(list)
+        """Decode the targets of all graphs together: (number of the graph, target, its block)."""
+        vectors = [x.unbind(0) for x in self.vectors(graphs)]
+        groups: dict[Form, list[Wanted]] = {form: [] for form in Form}
         for n, graph in enumerate(graphs):
             for target in graph.targets:
-                groups[target.form, self._block_shape(target)].append((n, target))
-        for (form, shape), members in groups.items():
-            size = max(1, CHUNK_ELEMENTS // max(1, shape[0] * shape[1] * shape[2] * shape[3]))
-            for start in range(0, len(members), size):
-                chunk = members[start : start + size]
-                x = torch.stack([vectors[n][target.node] for n, target in chunk])
-                blocks = self._blocks(form, shape, x, [target for _, target in chunk])
-                for (n, target), block in zip(chunk, blocks.unbind(0), strict=True):
-                    yield n, target, _in_rank(block, target)
-
-    def _block_shape(self, target: Target) -> Shape4:
-        """Return what is decoded at once: parameters of one kind whose blocks have the same shape."""
-        most = self.config.channels
-        out, inner, height, width = shape4(target.shape)
-        match target.form:
-            case Form.KERNELS | Form.POSITIONS:
-                return min(out, most), min(inner, most), height, width
-            case Form.CLASS_WEIGHT:
-                return self.config.classes, min(inner, most), 1, 1
-            case _:
-                return most, 1, 1, 1
-
-    def _blocks(self, form: Form, shape: Shape4, x: Tensor, targets: list[Target]) -> Tensor:
-        _, inner, _, _ = shape
-        match form:
-            case Form.KERNELS:
-                return self._scaled(self.decoder(x, shape), targets)
-            case Form.CLASS_WEIGHT:
-                return self._scaled(self.decoder.classes(x, inner), targets)
-            case Form.POSITIONS:
-                # Tables of positions are not scaled.
-                return _tensor(self.decoder(x, shape))
-            case Form.NORM_WEIGHT:
-                weight = _tensor(self.decoder_1d(x))[:, 0]
-                return 2 * torch.sigmoid(0.5 * weight) if self.config.weight_norm else weight
-            case Form.BIAS | Form.CLASS_BIAS:
-                bias = _tensor(self.decoder_1d(x))[:, 1]
-                bias = self.bias_class(bias) if form is Form.CLASS_BIAS else bias
-                return torch.tanh(0.2 * bias) if self.config.weight_norm else bias
-
-    def _scaled(self, blocks: Tensor, targets: list[Target]) -> Tensor:
-        if not self.config.weight_norm:
-            return blocks
-        scales = blocks.new_tensor([_scale(target.shape) for target in targets])
-        # In place: the blocks are a linear layer's output, which its gradient does not need.
-        return blocks.mul_(scales.view(-1, *[1] * (blocks.dim() - 1)))
-
-
-def _scale(shape: tuple[int, ...]) -> float:
-    r"""Return :math:`\sqrt{\beta / \text{fan-in}}`: :math:`\beta` is 2, and 1 for what no ReLU follows.
-
-    The published rule takes depthwise kernels and those wider than high for that.
-    """
-    linear = len(shape) > 2 and (shape[1] == 1 or shape[2] < shape[3])
-    return math.sqrt((1 if linear else 2) / math.prod(shape[1:]))
-
-
-def _in_rank(block: Tensor, target: Target) -> Tensor:
-    """Give a block as many dimensions as its target; tables of positions are turned later."""
-    if target.form is Form.POSITIONS or len(target.shape) == 1:
-        return block
-    return block.reshape(*block.shape[:2], *target.shape[2:])
-
-
-def _tensor(value: Tensor) -> Tensor:
-    return value
+                groups[target.form].append(Wanted(n, target, vectors[n][target.node]))
+        norm = self.config.weight_norm
+        kernels = groups[Form.KERNELS] + groups[Form.POSITIONS]
+        rest = groups[Form.NORM_WEIGHT] + groups[Form.BIAS] + groups[Form.CLASS_BIAS]
+        blocks = chain(
+            kernel_blocks(self.decoder, kernels, norm),
+            class_blocks(self.decoder, groups[Form.CLASS_WEIGHT], norm),
+            vector_blocks(self.decoder_1d, self.bias_class, rest, norm),
+        )
+        return ((wanted.graph, wanted.target, block) for wanted, block in blocks)

@@ -120,7 +120,12 @@ class GhnTraining:
         results = list(pool.map(self._one, jobs) if pool is not None else map(self._one, jobs))
         good = [r for r in results if r is not None]
         if good:
-            pairs = [(p[k], g) for p, r in zip(predicted, results, strict=True) if r for k, g in r[1].items()]
+            pairs = [
+                (p[k], g.to(p[k].dtype))
+                for p, r in zip(predicted, results, strict=True)
+                if r
+                for k, g in r[1].items()
+            ]
             values, gradients = zip(*pairs, strict=True)
             found = torch.autograd.grad(values, list(self.ghn.parameters()), gradients, allow_unused=True)
             zeros = [z if f is None else f for z, f in zip(zeros, found, strict=True)]
@@ -135,7 +140,8 @@ class GhnTraining:
         member, predicted, number = job
         images, labels = self.images.batch(self.seed, number, self.config.images)
         images, labels = images.to(self.ghn.device), labels.to(self.ghn.device)
-        weights = {k: v.detach().requires_grad_() for k, v in predicted.items()}
+        # In single precision whatever the arithmetic is: normalizations refuse another type than theirs.
+        weights = {k: v.detach().float().requires_grad_() for k, v in predicted.items()}
         with torch.enable_grad(), self._precision():
             outputs = functional_call(member.network, weights, (images,))
             loss = cross_entropy(outputs.float(), labels, label_smoothing=self.config.label_smoothing)

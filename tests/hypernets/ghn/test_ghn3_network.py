@@ -207,7 +207,7 @@ def test_positions_stand_row_by_row(rows):
 
 def test_predictions_do_not_depend_on_how_they_are_cut(ghn, monkeypatch):
     whole, _ = predict_ghn3(ghn, Transformer(), inputs())
-    monkeypatch.setattr("hypernets.ghn.ghn3_network.CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("hypernets.ghn.ghn3_blocks.CHUNK_ELEMENTS", 1)
     cut, _ = predict_ghn3(ghn, Transformer(), inputs())
     for name, value in whole.items():
         torch.testing.assert_close(cut[name], value, atol=1e-6, rtol=1e-5)
