@@ -249,6 +249,22 @@ class Client:
                 blob = located.path
             return blob if path is None else _copy(blob, Path(path))
 
+    def blob(self, sha256: str) -> Path:
+        """Return the verified file of a blob; one that is in the cache needs no endpoint.
+
+        Raises:
+            EndpointError: as for `fetch`.
+        """
+        if not _SHA256.fullmatch(sha256):
+            raise EndpointError(f"{sha256!r} is no SHA-256; expected 64 hexadecimal digits")
+        path = self._blob_path(sha256)
+        with self._storing(sha256):
+            if path.is_file() and file_sha256(path) == sha256:
+                return path
+            url = f"{self.url}/v1/blobs/{sha256}"
+            size = self._transfer.attempt(lambda: self._measured(url))
+            return self._brought(Blob(sha256, size, url), sha256)
+
     def predicted(
         self, reference: str, graph: Mapping[str, Any], *, seed: int = 0, exact: bool = False
     ) -> Path:
@@ -350,7 +366,7 @@ class Client:
         with _temporary(path) as temporary:
             temporary.write_text(json.dumps({"url": f"{self.url}{reference.path}", "sha256": sha256}))
 
-    def _brought(self, blob: Blob, what: Reference) -> Path:
+    def _brought(self, blob: Blob, what: object) -> Path:
         """Return the file of a blob in the cache, downloading it where it is not there."""
         path = self._blob_path(blob.sha256)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -366,7 +382,7 @@ class Client:
         return path
 
     @contextmanager
-    def _storing(self, what: Reference) -> Iterator[None]:
+    def _storing(self, what: object) -> Iterator[None]:
         """Turn what the disk refuses into an error that says what to do."""
         try:
             yield
@@ -376,6 +392,17 @@ class Client:
                 f"({error.filename or self._cache}); what has arrived is kept: free some space or "
                 "point METAINIT_CACHE elsewhere, and call again"
             ) from error
+
+    def _measured(self, url: str) -> int:
+        """Ask for the size of what lies at an address."""
+        response = self._http.head(url)
+        if response.status_code == 404:  # a HEAD has no body
+            raise EndpointError(f"{self.url} has no blob {url.rpartition('/')[2]}")
+        check(response)
+        length = response.headers.get("content-length", "")
+        if not length.isdigit() or int(length) > MAX_BYTES:
+            raise EndpointError(f"{url} announces {length!r} bytes, expected at most {MAX_BYTES}")
+        return int(length)
 
     def _posted(self, url: str, content: bytes) -> bytes:
         """Post JSON and return the answer's content; a prediction may take a while."""

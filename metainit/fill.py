@@ -38,6 +38,25 @@ def check_fits(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         )
 
 
+def refuse_trained(network: nn.Module) -> None:
+    """Raise where a network shows traces of training: gradients, or statistics that batches have moved.
+
+    Raises:
+        MismatchError: it does; says where.
+    """
+    traces = [name for name, value in network.named_parameters() if value.grad is not None]
+    traces += [
+        name
+        for name, value in network.named_buffers()
+        if name.rpartition(".")[2] == "num_batches_tracked" and value.device.type != "meta" and int(value) > 0
+    ]
+    if traces:
+        raise MismatchError(
+            f"the network looks trained ({', '.join(traces[:3])} show it); nothing was filled: pass "
+            "overwrite=True to fill it all the same"
+        )
+
+
 def fill_parameters(
     network: nn.Module, tensors: Mapping[str, Tensor], skipped: Collection[str], source: str
 ) -> nn.Module:
@@ -67,6 +86,12 @@ def fill_parameters(
         raise MismatchError(
             f"{source} was made for another network than this {type(network).__name__}; {said}; nothing was "
             "filled. Predict for this one"
+        )
+    on_meta = sorted(name for name in tensors if own[name].device.type == "meta")
+    if on_meta:
+        raise MismatchError(
+            f"the network lies on the meta device ({on_meta[0]} has no storage); nothing was filled: give it "
+            "storage first, network.to_empty(device='cpu'), and fill its buffers"
         )
     with torch.no_grad():
         for name, value in tensors.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -20,6 +21,7 @@ from pipelines.version import EVIDENCE, Version
 
 P = ParamSpec("P")
 CHECKPOINT_SUFFIX = ".safetensors"
+BLOB = re.compile("[0-9a-f]{64}")
 
 
 def _pinned(text: str) -> str:
@@ -82,8 +84,30 @@ def list_(server: Server = None, as_json: AsJson = False) -> None:
 
 
 @_answering
-def show(name: Named, server: Server = None, as_json: AsJson = False) -> None:
-    """Show one version: card, adaptation routine and evidence."""
+def show(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="name, name@alias or name/version; with --graph a file or the SHA-256 of a blob, too",
+        ),
+    ],
+    server: Server = None,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="draw the network that weights were predicted for")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="the picture; graph.png unless given")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one version: card, adaptation routine and evidence; or draw the graph of predicted weights."""
+    if graph:
+        _drawn(name, server, out or Path("graph.png"), as_json)
+        return
+    if out is not None:
+        raise typer.BadParameter("-o goes with --graph; `metainit pull` fetches files")
+    name = _pinned(name)
     detail = _client(server).show(name) if server else _detail(name)
     if as_json:
         _print_json(detail)
@@ -104,6 +128,34 @@ def show(name: Named, server: Server = None, as_json: AsJson = False) -> None:
         ("run", detail.get("run_id") or ""),
     ]
     _table(("", ""), [row for row in rows if row[1]], header=False)
+
+
+def _drawn(name: str, server: str | None, picture: Path, as_json: bool) -> None:
+    """Draw the graph that lies on the card of some weights."""
+    from hypernets.architecture.picture import draw
+    from hypernets.ghn.predicted import stored_graph
+    from metainit.checkpoint import load
+
+    if Path(name).suffix == CHECKPOINT_SUFFIX:
+        file = Path(name)
+    elif server:
+        client = _client(server)
+        file = client.blob(name) if BLOB.fullmatch(name) else client.fetch(_pinned(name))
+    else:
+        from pipelines.registry import Registry, cached
+
+        registry = Registry()
+        file = cached(registry, registry.resolve(_pinned(name)))
+    found = stored_graph(load(file).card)
+    draw(found, picture)
+    facts = {"graph": found.hash, "nodes": len(found.nodes), "parameters": len(found.parameters)}
+    if as_json:
+        _print_json({**facts, "elements": found.numel, "path": str(picture)})
+    else:
+        typer.echo(
+            f"{facts['nodes']} operations with {facts['parameters']} parameters ({found.numel} numbers) -> "
+            f"{picture}"
+        )
 
 
 @_answering

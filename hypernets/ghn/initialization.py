@@ -1,120 +1,49 @@
-"""A hypernetwork as an initialization: trace a network, predict its parameters, fill it."""
+"""A hypernetwork as an initialization: it predicts the parameters of networks that are traced."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
-from hypernets.architecture.graph import ArchitectureGraph, SkipReason
-from hypernets.architecture.inputs import ExampleInputs
-from hypernets.architecture.trace import trace
+from hypernets.architecture.graph import ArchitectureGraph
 from hypernets.ghn.config import GhnConfig
 from hypernets.ghn.model import Ghn
-from hypernets.ghn.prediction import predict
-from metainit.adaptation import Progress, Task
-from metainit.card import AdaptationRoutine, Card
+from hypernets.ghn.predicted import predicted_checkpoint
+from hypernets.ghn.start import GraphStart
+from metainit.card import Card
 from metainit.checkpoint import Checkpoint
-from metainit.errors import CheckpointError, MismatchError, SourceError
-from metainit.fill import fill_parameters
-from metainit.initialization import run_routine
-from metainit.recalibration import Recalibration, recalibrate
+from metainit.errors import CheckpointError, MismatchError
 
 CONFIG = "hypernetwork"
 """Where a card's recipe keeps the sizes of the hypernetwork."""
 MAX_ELEMENTS = 4_000_000_000
-_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Filled:
-    """What filling a network did: parameters that were predicted, those that were not, and why.
-
-    `recalibrated`: what was measured on the user's data, if any were given.
-    """
-
-    predicted: tuple[str, ...]
-    skipped: Mapping[str, SkipReason]
-    recalibrated: Recalibration | None = None
-
-
-class Predicted:
+class Predicted(GraphStart):
     """A graph hypernetwork as a start for any network that can be traced."""
 
     def __init__(self, stored: Checkpoint, evidence: dict[str, Any] | None = None) -> None:
         self.checkpoint = stored
-        self.card: Card = stored.card
-        self.evidence = evidence
         self.hypernetwork = hypernetwork_of(stored)
+        self._evidence = evidence
 
-    def init_(
-        self,
-        network: nn.Module,
-        *,
-        seed: int | None = None,
-        example_inputs: Tensor | None = None,
-        condition: Any = None,
-        observation: Tensor | None = None,
-        exact: bool = False,
-        keep: Collection[str] = (),
-        overwrite: bool = False,
-    ) -> nn.Module:
-        """Fill the network in place and return it; what cannot be predicted keeps its values.
+    @property
+    def name(self) -> str:
+        """The card's."""
+        return self.card.name
 
-        Args:
-            network: any module that can be traced.
-            seed: of the residual that keeps neurons from being alike; drawn where it is None.
-            example_inputs: inputs to trace the network with; a batch of two is enough.
-            condition: none is taken.
-            observation: inputs of the user's data, on which running statistics are measured.
-            exact: leave the residual out.
-            keep: names of parameters to leave as they are.
-            overwrite: fill a network that looks trained.
+    @property
+    def card(self) -> Card:
+        """The hypernetwork's own card."""
+        return self.checkpoint.card
 
-        Raises:
-            MismatchError: the network cannot be traced, looks trained, or is too large; nothing is changed.
-            SourceError: a condition is given, or no example inputs.
-        """
-        if condition is not None:
-            raise SourceError(f"{self.card.name!r} takes no condition; only generated starts do")
-        if example_inputs is None:
-            raise SourceError(
-                f"{self.card.name!r} predicts from the network's graph: pass example_inputs=, such as "
-                "a batch of two"
-            )
-        filled = self.fill_(network, example_inputs, seed, observation, exact, keep, overwrite)
-        _log.info(
-            "%s predicted %d parameters and skipped %d; recalibrated: %s",
-            self.card.name,
-            len(filled.predicted),
-            len(filled.skipped),
-            filled.recalibrated or "nothing",
-        )
-        return network
-
-    def fill_(
-        self,
-        network: nn.Module,
-        example_inputs: ExampleInputs,
-        seed: int | None = None,
-        observation: Tensor | None = None,
-        exact: bool = False,
-        keep: Collection[str] = (),
-        overwrite: bool = False,
-    ) -> Filled:
-        """Do what `init_` does, and say what was done."""
-        if not overwrite:
-            refuse_trained(network)
-        graph = trace(network, example_inputs, keep=keep)
-        weights = self.predict(graph, seed=seed, exact=exact)
-        write(network, weights, graph, f"prediction of {self.card.name!r}")
-        done = None if observation is None else recalibrate(network, [observation])
-        return Filled(tuple(weights), graph.skipped, done)
+    @property
+    def evidence(self) -> dict[str, Any] | None:
+        """The hypernetwork's evidence, if any lies beside it."""
+        return self._evidence
 
     def predict(
         self, graph: ArchitectureGraph, *, seed: int | None = None, exact: bool = False
@@ -124,26 +53,23 @@ class Predicted:
         Raises:
             MismatchError: the network is larger than `MAX_ELEMENTS`, or a weight would not be finite.
         """
+        return self.weights_for(graph, seed=seed, exact=exact).weights
+
+    def weights_for(
+        self, graph: ArchitectureGraph, *, seed: int | None = None, exact: bool = False
+    ) -> Checkpoint:
+        """Return weights for a graph, with a card of their own.
+
+        Raises:
+            MismatchError: the network is larger than `MAX_ELEMENTS`, or a weight would not be finite.
+        """
         if graph.numel > MAX_ELEMENTS:
             raise MismatchError(
                 f"the network has {graph.numel} elements to predict, expected at most {MAX_ELEMENTS}: keep "
                 "some of its parameters as they are (keep=...)"
             )
-        return predict(self.hypernetwork, graph, seed=seed, exact=exact)
-
-    def adapt(
-        self,
-        network: nn.Module,
-        task: Task,
-        routine: AdaptationRoutine | None = None,
-        progress: Progress | None = None,
-    ) -> nn.Module:
-        """Fit the network to a task, in place; the routine must be given."""
-        if routine is None:
-            raise SourceError(
-                f"{self.card.name!r} has no adaptation routine: pass routine=AdaptationRoutine(...)"
-            )
-        return run_routine(network, task, routine, {}, progress)
+        drawn = int(torch.randint(2**62, ())) if seed is None else seed
+        return Checkpoint(*predicted_checkpoint(self.hypernetwork, self.card, graph, seed=drawn, exact=exact))
 
 
 def hypernetwork_of(stored: Checkpoint) -> Ghn:
@@ -168,37 +94,3 @@ def hypernetwork_of(stored: Checkpoint) -> Ghn:
             f"the tensors of {name!r} are not those of its hypernetwork: {error}"
         ) from error
     return ghn.eval().requires_grad_(False)
-
-
-def refuse_trained(network: nn.Module) -> None:
-    """Raise where a network shows traces of training: gradients, or statistics that batches have moved.
-
-    Raises:
-        MismatchError: it does; says where.
-    """
-    traces = [name for name, value in network.named_parameters() if value.grad is not None]
-    traces += [
-        name
-        for name, value in network.named_buffers()
-        if name.rpartition(".")[2] == "num_batches_tracked" and value.device.type != "meta" and int(value) > 0
-    ]
-    if traces:
-        raise MismatchError(
-            f"the network looks trained ({', '.join(traces[:3])} show it); nothing was filled: pass "
-            "overwrite=True to fill it all the same"
-        )
-
-
-def write(network: nn.Module, weights: Mapping[str, Tensor], graph: ArchitectureGraph, source: str) -> None:
-    """Copy predicted weights into a network, all of them or none; tied parameters stay tied.
-
-    Raises:
-        MismatchError: names or shapes are not those of the network, or it has no storage to write to.
-    """
-    on_meta = sorted(name for name, value in network.named_parameters() if value.is_meta)
-    if on_meta:
-        raise MismatchError(
-            f"the network lies on the meta device ({on_meta[0]} has no storage); nothing was filled: give it "
-            "storage first, network.to_empty(device='cpu'), and fill its buffers"
-        )
-    fill_parameters(network, weights, graph.skipped, source)

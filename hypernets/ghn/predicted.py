@@ -73,9 +73,9 @@ def stored_graph(card: Card) -> ArchitectureGraph:
     """
     value = card.provenance.recipe.get(GRAPH)
     if value is None:
-        kept = f"its hash alone ({card.graph[:16]}…: it is too large)" if card.graph else "none"
+        kept = ", but its hash: it is too large for a card" if card.graph else ""
         raise GraphError(
-            f"the card of {card.name!r} ({card.kind}) keeps no architecture graph, but {kept}; weights from "
+            f"the card of {card.name!r} (kind {card.kind}) keeps no architecture graph{kept}; weights from "
             "`metainit predict` have one"
         )
     return from_json(value)

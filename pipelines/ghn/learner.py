@@ -22,7 +22,7 @@ from pipelines.world import World, share
 VALIDATION_IMAGES = 500
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "tiled": Method(name="ghn3", paper="Knyazev et al. 2023, arXiv:2303.04143"),
+        "tiled": Method(name="ghn", paper="Knyazev et al. 2023, arXiv:2303.04143"),
         "low_rank": Method(name="logah", paper="Zhou et al. 2024, arXiv:2405.16287"),
     }
 )

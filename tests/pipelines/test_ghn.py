@@ -81,7 +81,7 @@ def test_a_debug_recipe_ends_in_seconds(tmp_path: Path) -> None:
     recipe = load_recipe(DIGITS)
     result = train(recipe, tmp_path, sink=sink, progress=lambda *news: seen.append(news))
     card = checkpoint.load(result.checkpoint).card
-    assert (card.kind, card.name, card.method.name) == ("ghn", DIGITS, "ghn3")
+    assert (card.kind, card.name, card.method.name) == ("ghn", DIGITS, "ghn")
     assert card.provenance.recipe == recipe.recorded() and len(card.provenance.data.fingerprint) == 64
     assert [step for step, metrics in sink.metrics if "loss" in metrics] == list(range(1, 13))
     assert [step for step, metrics in sink.metrics if "validation_accuracy" in metrics] == [6, 12]
@@ -181,7 +181,7 @@ def test_a_run_ends_in_a_complete_version_that_the_gate_judges(home: Path, tmp_p
     first, prepared = run(tmp_path / "one")
     registry = Registry()
     (version,) = registry.versions(DIGITS)
-    assert (version.kind, version.method) == ("ghn", "ghn3")
+    assert (version.kind, version.method) == ("ghn", "ghn")
     out = registry.download(version, tmp_path / "out")
     files = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     pictures = {f"{PICTURES}/{CURVES_PICTURE}", f"{PICTURES}/{GRAPH_PICTURE}"}

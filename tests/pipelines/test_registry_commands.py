@@ -104,7 +104,7 @@ def test_what_goes_wrong_has_a_status_and_a_way_out(registry: Registry) -> None:
         (("show", "a@b@c"), 2, "expected name"),
         (("pull", "faces"), 2, "--out"),
         (("promote", "faces", "second", "champion"), 2, "int"),
-        (("show", "faces", "--graph"), 2, "--graph"),
+        (("show", "faces", "--graph"), 1, "keeps no architecture graph"),
     ):
         assert says in call(*arguments, status=status).replace("\n", " ")
 

@@ -1,0 +1,143 @@
+"""A start from a network's graph: trace it, ask for weights, fill it. Who has the weights is left open."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hypernets.architecture.graph import ArchitectureGraph, SkipReason
+from hypernets.architecture.inputs import ExampleInputs
+from hypernets.architecture.trace import trace
+from metainit.adaptation import Progress, Task
+from metainit.card import AdaptationRoutine, Card
+from metainit.checkpoint import Checkpoint
+from metainit.errors import SourceError
+from metainit.fill import fill_parameters, refuse_trained
+from metainit.initialization import run_routine
+from metainit.recalibration import Recalibration, recalibrate
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What filling a network did: parameters that were predicted, those that were not, and why.
+
+    `recalibrated`: what was measured on the user's data, if any were given.
+    """
+
+    predicted: tuple[str, ...]
+    skipped: Mapping[str, SkipReason]
+    recalibrated: Recalibration | None = None
+
+
+class GraphStart(ABC):
+    """A start for any network that can be traced."""
+
+    @property
+    @abstractmethod
+    def card(self) -> Card:
+        """The card of what predicts."""
+
+    @property
+    @abstractmethod
+    def evidence(self) -> dict[str, Any] | None:
+        """The evidence of what predicts, if there is any."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What errors call it."""
+
+    @abstractmethod
+    def weights_for(
+        self, graph: ArchitectureGraph, *, seed: int | None = None, exact: bool = False
+    ) -> Checkpoint:
+        """Return weights for a graph, with a card of their own; the seed is drawn where it is None.
+
+        Raises:
+            MetainitError: there are none.
+        """
+
+    def init_(
+        self,
+        network: nn.Module,
+        *,
+        seed: int | None = None,
+        example_inputs: ExampleInputs | None = None,
+        condition: Any = None,
+        observation: Tensor | None = None,
+        exact: bool = False,
+        keep: Collection[str] = (),
+        overwrite: bool = False,
+    ) -> nn.Module:
+        """Fill the network in place and return it; what cannot be predicted keeps its values.
+
+        Args:
+            network: any module that can be traced.
+            seed: of the residual that keeps neurons from being alike; drawn where it is None.
+            example_inputs: inputs to trace the network with; a batch of two is enough.
+            condition: none is taken.
+            observation: inputs of the user's data, on which running statistics are measured.
+            exact: leave the residual out.
+            keep: names of parameters to leave as they are.
+            overwrite: fill a network that looks trained.
+
+        Raises:
+            GraphError: the network cannot be traced; nothing is changed.
+            MismatchError: the network looks trained, or is too large; nothing is changed.
+            EndpointError: an endpoint predicts, and cannot; nothing is changed.
+            SourceError: a condition is given, or no example inputs.
+        """
+        if condition is not None:
+            raise SourceError(f"{self.name!r} takes no condition; only generated starts do")
+        if example_inputs is None:
+            raise SourceError(
+                f"{self.name!r} predicts from the network's graph: pass example_inputs=, such as a batch "
+                "of two"
+            )
+        filled = self.fill_(network, example_inputs, seed, observation, exact, keep, overwrite)
+        _log.info(
+            "%s predicted %d parameters and skipped %d; recalibrated: %s",
+            self.name,
+            len(filled.predicted),
+            len(filled.skipped),
+            filled.recalibrated or "nothing",
+        )
+        return network
+
+    def fill_(
+        self,
+        network: nn.Module,
+        example_inputs: ExampleInputs,
+        seed: int | None = None,
+        observation: Tensor | None = None,
+        exact: bool = False,
+        keep: Collection[str] = (),
+        overwrite: bool = False,
+    ) -> Filled:
+        """Do what `init_` does, and say what was done."""
+        if not overwrite:
+            refuse_trained(network)
+        graph = trace(network, example_inputs, keep=keep)
+        weights = self.weights_for(graph, seed=seed, exact=exact).weights
+        fill_parameters(network, weights, graph.skipped, f"prediction of {self.name!r}")
+        done = None if observation is None else recalibrate(network, [observation])
+        return Filled(tuple(weights), graph.skipped, done)
+
+    def adapt(
+        self,
+        network: nn.Module,
+        task: Task,
+        routine: AdaptationRoutine | None = None,
+        progress: Progress | None = None,
+    ) -> nn.Module:
+        """Fit the network to a task, in place; the routine must be given."""
+        if routine is None:
+            raise SourceError(f"{self.name!r} has no adaptation routine: pass routine=AdaptationRoutine(...)")
+        return run_routine(network, task, routine, {}, progress)
