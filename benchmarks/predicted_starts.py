@@ -37,8 +37,8 @@ GREY = SpaceConfig()
 COLOUR = SpaceConfig(channels=3, size=16, vit=TransformerRanges(patches=(2, 4, 8)), max_macs=1_300_000)
 SPACES = {"mnist10k": GREY, "fashion_mnist_small": GREY, "cifar10": COLOUR}
 TRAINING = {
-    "mnist10k": TrainingConfig(steps=6000),
-    "cifar10": TrainingConfig(steps=4000),
+    "mnist10k": TrainingConfig(steps=3000, pool=2000, images=32, step_size=1.5e-3, label_smoothing=0.0),
+    "cifar10": TrainingConfig(steps=3000, pool=2000, images=32, step_size=1.5e-3, label_smoothing=0.0),
 }
 
 

@@ -15,6 +15,9 @@ from hypernets.architecture.features import MAX_PLACE, NODE_SIZES, OPERATIONS, R
 from hypernets.ghn.config import GhnConfig
 
 MAX_DEGREE = 100
+EMBEDDING_SPREAD = 0.5
+SIZE_SCALE = 8.0
+"""Sizes are logarithms up to about this: unscaled they would drown what an operation is."""
 
 
 class Encoder(nn.Module):
@@ -59,7 +62,7 @@ class Encoder(nn.Module):
         self.target_sizes = nn.Sequential(nn.Linear(TARGET_SIZES, width), nn.GELU(), nn.Linear(width, width))
         for module in self.modules():
             if isinstance(module, nn.Embedding):
-                nn.init.trunc_normal_(module.weight, std=width**-0.5)
+                nn.init.normal_(module.weight, std=EMBEDDING_SPREAD)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the states of all parameters, in the order of the graphs, ``(T, D)``."""
@@ -70,7 +73,7 @@ class Encoder(nn.Module):
         depth, height = distance.amax(1)[real], distance.amax(2)[real]
         nodes = (
             self.operation(batch.operation)
-            + self.sizes(batch.sizes)
+            + self.sizes(batch.sizes / SIZE_SCALE)
             + self.degree_in(degree[:, 0])
             + self.degree_out(degree[:, 1])
             + self.depth(depth)
@@ -85,7 +88,7 @@ class Encoder(nn.Module):
             found
             + self.role(batch.target_role)
             + self.place(batch.target_place)
-            + self.target_sizes(batch.target_sizes)
+            + self.target_sizes(batch.target_sizes / SIZE_SCALE)
         )
         return parameters
 
