@@ -4,7 +4,7 @@
 
 `--task` picks mnist (the data that the hypernetwork saw), cifar10 (likewise), or fashion (a hypernetwork of
 digits, used on clothes). Three kinds of architectures are reported, none of which was trained on: `unseen`
-ones of the same space, `larger` ones than any of it, and `recombined` ones of combinations that it leaves out.
+ones of the same space, `larger` ones than any of it, and `recombined` ones of combinations that it lacks.
 Step sizes are chosen for each start, kind and number of steps on validation architectures and images.
 """
 
