@@ -4,15 +4,20 @@
 
 `--task` picks mnist (the data that the hypernetwork saw), cifar10 (likewise), or fashion (a hypernetwork of
 digits, used on clothes). Three kinds of architectures are reported, none of which was trained on: `unseen`
+<<<<<<< HEAD
 ones of the same space, `larger` ones than any of it, and `recombined` ones of combinations that it leaves
 out. Step sizes are chosen for each start, kind and number of steps on validation architectures and images.
+=======
+ones of the same space, `larger` ones than any of it, and `recombined` ones of combinations that it lacks.
+Step sizes are chosen for each start, kind and number of steps on validation architectures and images.
+>>>>>>> hc
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -216,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("part", choices=("choose", "run", "probe", "table"))
     parser.add_argument("--task", choices=("mnist", "cifar10", "fashion"), default="mnist")
     parser.add_argument("--seed", type=int, choices=SEEDS, default=0)
+    parser.add_argument("--kind", choices=tuple(COUNTS), help="one kind of architectures; all unless given")
     options = parser.parse_args(arguments)
     cells = Cells("predicted")
     if options.part == "table":
@@ -225,6 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     torch.set_num_threads(1)
     plan = plan_of(options.task)
+    if options.kind is not None:
+        plan = replace(plan, counts={options.kind: plan.counts[options.kind]})
     data = read_labelled_images(plan.data)
     if options.part == "choose":
         choose(cells, options.task, plan, data, trained)
