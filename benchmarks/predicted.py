@@ -4,13 +4,8 @@
 
 `--task` picks mnist (the data that the hypernetwork saw), cifar10 (likewise), or fashion (a hypernetwork of
 digits, used on clothes). Three kinds of architectures are reported, none of which was trained on: `unseen`
-<<<<<<< HEAD
-ones of the same space, `larger` ones than any of it, and `recombined` ones of combinations that it leaves
-out. Step sizes are chosen for each start, kind and number of steps on validation architectures and images.
-=======
 ones of the same space, `larger` ones than any of it, and `recombined` ones of combinations that it lacks.
 Step sizes are chosen for each start, kind and number of steps on validation architectures and images.
->>>>>>> hc
 """
 
 from __future__ import annotations
