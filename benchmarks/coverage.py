@@ -1,14 +1,14 @@
 """Which networks can be traced, how long it takes, and which of their parameters a graph carries.
 
-    pip install --target ZOO --no-deps -c constraints-bench.txt timm transformers huggingface_hub \
-        tokenizers regex
+    pip install --target ZOO --no-deps -c constraints.txt -c constraints-bench.txt timm transformers \
+        tokenizers huggingface_hub httpx2 httpcore2 truststore hf-xet regex
     PYTHONPATH=$PYTHONPATH:ZOO python -m benchmarks.coverage run [NAME ...]
     python -m benchmarks.coverage table
 
 The libraries go into a folder of their own, behind everything else on the path, so that no version that
-metainit is tested with changes. All networks have random weights. Seconds are wall-clock time on one thread,
-the least of three runs; `exported` is one run of `torch.export` with the same steps after it. A tracer that
-fails says why.
+metainit is tested with changes. All networks have random weights. Seconds are CPU time on one thread, the
+least of three runs (wall-clock time is stored beside it); `exported` is one run of `torch.export` with the
+same steps after it. A tracer that fails says why.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def measure(case: Case) -> dict[str, Any]:
     """Trace a network with both tracers and count what its graph carries."""
     sizes = {name: p.numel() for name, p in case.network.named_parameters()}
     result: dict[str, Any] = {"parameters": len(sizes), "elements": sum(sizes.values())}
-    seconds, traced = timed(case, "auto")
+    used, traced = timed(case, "auto")
     assert isinstance(traced, Traced)
     graph = traced.graph
     result |= counts(graph, sizes)
-    result |= {"tracer": traced.tracer, "depends_on": traced.depends_on.value, "seconds": seconds}
-    exported_seconds, exported = timed(case, "exported")
-    result["exported_seconds"] = exported_seconds
+    result |= {"tracer": traced.tracer, "depends_on": traced.depends_on.value, **used}
+    used, exported = timed(case, "exported")
+    result |= {f"exported_{key}": value for key, value in used.items()}
     if isinstance(exported, str):
         result["exported_error"] = exported
     else:
@@ -51,17 +51,17 @@ def measure(case: Case) -> dict[str, Any]:
     return result
 
 
-def timed(case: Case, tracer: Tracer) -> tuple[float | None, Traced | str]:
+def timed(case: Case, tracer: Tracer) -> tuple[dict[str, float], Traced | str]:
     """Return the least seconds of three runs and what came out, or why nothing did."""
-    least = float("inf")
+    cpu = wall = float("inf")
     for _ in range(REPEATS if tracer == "auto" else 1):
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         try:
             traced = trace_fully(case.network, case.inputs, tracer=tracer)
         except GraphError as error:
-            return None, str(error)[:300]
-        least = min(least, time.perf_counter() - begin)
-    return round(least, 4), traced
+            return {}, str(error)[:300]
+        wall, cpu = min(wall, time.perf_counter() - begin), min(cpu, time.process_time() - cpu_begin)
+    return {"seconds": round(cpu, 4), "wall_seconds": round(wall, 4)}, traced
 
 
 def kinds(graph: ArchitectureGraph) -> Counter[str]:
@@ -104,7 +104,7 @@ def table() -> str:
     measured = {name: values[name] for name in NETWORKS if name in values}
     for name, cell in measured.items():
         skipped = ", ".join(f"{count} {reason}" for reason, count in cell["skipped"].items()) or "0"
-        exported = f"{cell['exported_seconds']:.2f}" if cell["exported_seconds"] is not None else "fails"
+        exported = f"{cell['exported_seconds']:.2f}" if "exported_seconds" in cell else "fails"
         same = {True: "yes", False: "no", None: ""}[cell.get("same_graph")]
         lines.append(
             f"| {name} | {cell['carried']}/{cell['parameters']} | {skipped} | "

@@ -33,6 +33,13 @@ class Use:
         """Whether at most one of the dimensions has more than one element."""
         return self.numel == max(self.shape, default=1)
 
+    def over_map(self, height: int, width: int) -> Use:
+        """Return a linear layer's use of a weight, (out, in), whose inputs are a flattened map."""
+        fits = len(self.shape) == 2 and self.role is Role.WEIGHT and not self.transposed
+        if not fits or self.shape[1] % (height * width):
+            return self
+        return replace(self, spatial=(height, width))
+
     def as_role(self, role: Role, transposed: bool = False) -> Use:
         """Return the use in a role, unless it has one already."""
         return self if self.role is not None else replace(self, role=role, transposed=transposed)

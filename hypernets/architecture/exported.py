@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 
 from hypernets.architecture.copying import copy_network, random_state_kept
-from hypernets.architecture.inputs import ExampleInputs, arguments, convert
+from hypernets.architecture.inputs import ExampleInputs, arguments, convert, tensors
 from hypernets.architecture.recording import Key, Ledger, Recording, bind, effects, keys
 
 BLOCKS = {
@@ -48,8 +48,20 @@ def export(network: nn.Module, example_inputs: ExampleInputs, *, training: bool)
     args, kwargs = convert(arguments(example_inputs), lambda t: fake(t.detach()))
     with random_state_kept(network), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Of exporting, which nobody asked for: the program is thrown away.
-        program = torch.export.export(replica, args, kwargs, strict=False)
+        program = torch.export.export(_Flat(replica), args, kwargs, strict=False)
     return _Reader(program, replica).read()
+
+
+class _Flat(nn.Module):
+    """A network that returns the tensors in its output, whatever held them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.training = network.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        return list(tensors(self.network(*args, **kwargs)))
 
 
 class _Reader:
@@ -62,7 +74,7 @@ class _Reader:
         self.placeholders: dict[Node, int] = {}
         first_names = {id(p): name for name, p in replica.named_parameters()}
         every = replica.named_parameters(remove_duplicate=False)
-        self.names = {name: first_names[id(p)] for name, p in every}
+        self.names = {f"network.{name}": first_names[id(p)] for name, p in every}
 
     def read(self) -> Recording:
         signature, recording = self.program.graph_signature, self.ledger.recording

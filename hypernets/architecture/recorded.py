@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hypernets.architecture.copying import copy_network, random_state_kept
 from hypernets.architecture.inputs import ExampleInputs, arguments, convert, tensors
 from hypernets.architecture.recording import Key, Ledger, Recording, bind, effects, parameter_names
-from hypernets.architecture.shapes import shape_of, whole_shape
+from hypernets.architecture.shapes import pointwise_shape, shape_of, whole_shape
 
 aten = torch.ops.aten
 NUMBERS_KEPT = 2**22
@@ -211,6 +211,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         if looks:
             raise NoNumbersError("the control flow depends on a tensor's values")
+        shape = pointwise_shape(func, args)
+        if shape is not None:
+            return shape
         if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
             args = (args[0], [p for i in args[1] for p in self._positions(i)], *args[2:])
         return self._run_on_shapes(func, args, kwargs)

@@ -5,7 +5,7 @@ PyTorch would work these out as well, but for the commonest layers with a hundre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,25 @@ Arguments = Mapping[str, Any]
 def shape_of(tensor: Tensor) -> Tensor:
     """Return a tensor without numbers of the same shape, strides and type."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def pointwise_shape(operator: OpOverload, args: Sequence[Any]) -> Tensor | None:
+    """Return the shape of an elementwise call's result where it is that of its first argument, else None."""
+    if operator not in POINTWISE or not args[0].is_meta or not args[0].is_floating_point():
+        return None
+    first, other = args[0], args[1] if len(args) > 1 else None
+    if isinstance(other, Tensor) and (other.shape, other.dtype) != (first.shape, first.dtype):
+        return None
+    in_place: Tensor = first
+    return in_place if operator._schema.is_mutable else shape_of(first)
+
+
+POINTWISE = {
+    aten.gelu.default, aten.silu.default, aten.silu_.default, aten.hardswish.default, aten.hardswish_.default,
+    aten.hardsigmoid.default, aten.hardsigmoid_.default, aten.relu.default, aten.relu_.default,
+    aten.sigmoid.default, aten.tanh.default, aten.clamp_min.default, aten.hardtanh.default,
+    aten.hardtanh_.default, aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor,
+}  # fmt: skip
 
 
 def whole_shape(operator: OpOverload, arguments: Arguments) -> Tensor | None:

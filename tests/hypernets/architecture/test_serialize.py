@@ -69,7 +69,7 @@ def graphs() -> st.SearchStrategy[ArchitectureGraph]:
 
 
 @given(graphs())
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_nothing_is_lost_as_json(graph: ArchitectureGraph) -> None:
     text = json.dumps(to_json(graph))
     assert from_json(text) == graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -182,6 +183,18 @@ ROWS: dict[str, tuple[nn.Module, Any, list[tuple[Any, ...]]]] = {
                 spread(5, 4), [(Op.PARAMETER, TABLE), (Op.ATTENTION,)]),
     "normed queries": (Apply(lambda x, q, w: F.layer_norm(q, (4,), w) @ x.transpose(1, 2), (2, 3, 4), (4,)),
                        spread(5, 4), [(Op.LINEAR, WEIGHT, NORM)]),
+    "queries through norms": (
+        Apply(lambda x, q, w: F.scaled_dot_product_attention(
+            F.rms_norm((F.layer_norm(q, (4,), w) * 2).relu(), (4,)).expand(2, -1, -1), x, x),
+            (1, 3, 4), (4,)), spread(5, 4), [
+        (Op.PARAMETER, TABLE), (Op.LAYER_NORM, NORM), (Op.RELU,), (Op.RMS_NORM,), (Op.ATTENTION,),
+    ]),
+    "queries through a layer": (
+        Apply(lambda x, q, w: F.scaled_dot_product_attention((q @ w).expand(2, -1, -1), x, x),
+              (3, 4), (4, 4)), spread(5, 4), [(Op.PARAMETER, TABLE), (Op.LINEAR, WEIGHT), (Op.ATTENTION,)]),
+    "a state that grows from a parameter": (
+        Apply(lambda x, h: torch.cat([x, functools.reduce(lambda s, _: s.tanh().sin(), range(600), h)], 1),
+              (2, 4)), spread(4), [(Op.CONCAT, TABLE)]),
     "weight norm": (nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)), spread(8), [
         (Op.LINEAR, WEIGHT, SCALE, BIAS),
     ]),
