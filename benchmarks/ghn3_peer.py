@@ -266,8 +266,8 @@ def table() -> str:
     values = Cells("ghn3_peer").values
     lines = [
         "| network, size | largest difference | left out, ours with a reason / theirs silently "
-        "| graph s | predict s | whole s | again s | peak memory MiB (of weights) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| graph CPU s | predict | whole | again | whole, wall s | peak memory MiB (of weights) |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, cell in values.items():
         if name == "training":
@@ -275,7 +275,7 @@ def table() -> str:
         mine, theirs, equality = cell["ours"], cell["reference"], cell["equality"]
         times = [
             f"{mine[key]:.2f} / {theirs[key]:.2f} ({mine[key] / theirs[key]:.2f}x)"
-            for key in ("graph", "predict", "whole", "again")
+            for key in ("graph_cpu", "predict_cpu", "whole_cpu", "again_cpu", "whole")
         ]
         share = [1 + side["memory_mib"] / side["weights_mib"] for side in (mine, theirs)]
         lines.append(
