@@ -67,7 +67,7 @@ def predict(
         if not exact:
             for parameter in parameters:  # in the graph's order, whatever the chunks are
                 if repeats(ghn, parameter):
-                    _add_residual(found[parameter.name], generator)
+                    add_residual(found[parameter.name], generator)
         bad = [p.name for p in parameters if not torch.isfinite(found[p.name]).all()]
     if bad:
         raise MismatchError(
@@ -124,8 +124,15 @@ def chunks(parameters: Sequence[Parameter]) -> Iterator[list[int]]:
         yield chunk
 
 
-def _add_residual(values: Tensor, generator: torch.Generator) -> None:
-    """Add a residual in place, piece by piece: all at once would double the memory."""
+def add_residual(values: Tensor, generator: torch.Generator) -> None:
+    """Add a residual in place, piece by piece: all at once would double the memory.
+
+    Example:
+        >>> weight = torch.tensor([[1.0, -1.0], [1.0, -1.0]])
+        >>> add_residual(weight, torch.Generator().manual_seed(0))
+        >>> bool((weight[0] != weight[1]).all())
+        True
+    """
     spread = float(values.float().std()) if values.numel() > 1 else 0.0
     flat = values.view(-1)
     for piece in torch.split(flat, CHUNK_ELEMENTS):

@@ -36,8 +36,8 @@ class Filled:
     recalibrated: Recalibration | None = None
 
 
-class GraphStart(ABC):
-    """A start for any network that can be traced."""
+class NetworkStart(ABC):
+    """A start that makes weights for whatever network it is shown."""
 
     @property
     @abstractmethod
@@ -55,10 +55,16 @@ class GraphStart(ABC):
         """What errors call it."""
 
     @abstractmethod
-    def weights_for(
-        self, graph: ArchitectureGraph, *, seed: int | None = None, exact: bool = False
-    ) -> Checkpoint:
-        """Return weights for a graph, with a card of their own; the seed is drawn where it is None.
+    def predicted_for(
+        self,
+        network: nn.Module,
+        example_inputs: ExampleInputs,
+        *,
+        seed: int | None,
+        exact: bool,
+        keep: Collection[str],
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, SkipReason]]:
+        """Return weights for a network by name, and why each other parameter has none; nothing is changed.
 
         Raises:
             MetainitError: there are none.
@@ -124,11 +130,10 @@ class GraphStart(ABC):
         """Do what `init_` does, and say what was done."""
         if not overwrite:
             refuse_trained(network)
-        graph = trace(network, example_inputs, keep=keep)
-        weights = self.weights_for(graph, seed=seed, exact=exact).weights
-        fill_parameters(network, weights, graph.skipped, f"prediction of {self.name!r}")
+        weights, skipped = self.predicted_for(network, example_inputs, seed=seed, exact=exact, keep=keep)
+        fill_parameters(network, weights, skipped, f"prediction of {self.name!r}")
         done = None if observation is None else recalibrate(network, [observation])
-        return Filled(tuple(weights), graph.skipped, done)
+        return Filled(tuple(weights), skipped, done)
 
     def adapt(
         self,
@@ -141,3 +146,30 @@ class GraphStart(ABC):
         if routine is None:
             raise SourceError(f"{self.name!r} has no adaptation routine: pass routine=AdaptationRoutine(...)")
         return run_routine(network, task, routine, {}, progress)
+
+
+class GraphStart(NetworkStart):
+    """A start that knows of a network what its architecture graph says, and nothing else."""
+
+    @abstractmethod
+    def weights_for(
+        self, graph: ArchitectureGraph, *, seed: int | None = None, exact: bool = False
+    ) -> Checkpoint:
+        """Return weights for a graph, with a card of their own; the seed is drawn where it is None.
+
+        Raises:
+            MetainitError: there are none.
+        """
+
+    def predicted_for(
+        self,
+        network: nn.Module,
+        example_inputs: ExampleInputs,
+        *,
+        seed: int | None,
+        exact: bool,
+        keep: Collection[str],
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, SkipReason]]:
+        """Trace the network, and return weights for its graph."""
+        graph = trace(network, example_inputs, keep=keep)
+        return self.weights_for(graph, seed=seed, exact=exact).weights, graph.skipped

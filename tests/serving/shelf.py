@@ -68,7 +68,7 @@ class Shelf:
             torch.manual_seed(seed)
             tensors = Ghn(config).state_dict()
         recipe = {"hypernetwork": config.model_dump(mode="json")}
-        card = Card(kind="ghn", name=name, method=Method(name="ghn3"), provenance=Provenance(recipe=recipe))
+        card = Card(kind="ghn", name=name, method=Method(name="ghn"), provenance=Provenance(recipe=recipe))
         return self._put(name, len(self.files.setdefault(name, {})) + 1, tensors, card, aliases)
 
     def _put(

@@ -163,3 +163,33 @@ def test_the_probe_takes_a_hypernetwork(start: Predicted) -> None:
     report = metainit.probe(network, ["default", start], batches, nn.functional.cross_entropy, steps=(0, 2))
     assert {row.source for row in report.rows} == {"default", "ghn-test"}
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+def test_a_published_hypernetwork_is_a_start(tmp_path: Path) -> None:
+    from hypernets.ghn.ghn3_checkpoint import to_checkpoint
+    from hypernets.ghn.ghn3_config import Ghn3Config
+    from hypernets.ghn.ghn3_network import Ghn3
+    from hypernets.ghn.ghn3_prediction import predict_ghn3
+
+    config = Ghn3Config(hidden=8, layers=1, heads=2, channels=8, kernel=11, classes=10)
+    torch.manual_seed(0)
+    ghn = Ghn3(config).eval()
+    to_checkpoint(config, ghn.state_dict(), tmp_path / "p.safetensors", "published", "a file of ours")
+    start = metainit.load(tmp_path / "p.safetensors")
+    network = start.init_(small_network(), seed=1, example_inputs=INPUTS, exact=True)  # type: ignore[call-arg]
+    tensors, skipped = predict_ghn3(ghn, small_network(), INPUTS, seed=1)
+    own = dict(network.named_parameters())
+    assert set(tensors) | set(skipped) == set(own)
+    for name, value in tensors.items():
+        torch.testing.assert_close(own[name].detach(), value)
+    apart = start.init_(small_network(), seed=1, example_inputs=INPUTS)
+    rows = dict(apart.named_parameters())["0.weight"].detach().flatten(1)
+    assert (torch.cdist(rows, rows) + torch.eye(len(rows))).min() > 0
+
+
+def test_an_unknown_method_is_named(tmp_path: Path) -> None:
+    stored = checkpoint.load(saved(tmp_path))
+    card = stored.card.model_copy(update={"method": Method(name="ghn9")})
+    checkpoint.save(tmp_path / "other.safetensors", stored.tensors, card)
+    with pytest.raises(CheckpointError, match=r"'ghn9'.*did you mean 'ghn'|'ghn9'.*choices"):
+        metainit.load(tmp_path / "other.safetensors")
