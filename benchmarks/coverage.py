@@ -26,14 +26,14 @@ import torch
 from benchmarks.cells import Cells, machine
 from benchmarks.coverage_networks import NETWORKS, Case
 from hypernets.architecture.graph import ArchitectureGraph
-from hypernets.architecture.trace import Traced, Tracer, trace_fully
+from hypernets.architecture.trace import Traced, Tracer, trace, trace_fully
 from metainit.errors import GraphError
 
 REPEATS = 3
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Trace a network with both tracers and count what its graph carries."""
+    """Trace a network and count what its graph carries."""
     sizes = {name: p.numel() for name, p in case.network.named_parameters()}
     result: dict[str, Any] = {"parameters": len(sizes), "elements": sum(sizes.values())}
     used, traced = timed(case, "auto")
@@ -41,14 +41,17 @@ def measure(case: Case) -> dict[str, Any]:
     graph = traced.graph
     result |= counts(graph, sizes)
     result |= {"tracer": traced.tracer, "depends_on": traced.depends_on.value, **used}
-    used, exported = timed(case, "exported")
-    result |= {f"exported_{key}": value for key, value in used.items()}
-    if isinstance(exported, str):
-        result["exported_error"] = exported
-    else:
-        result["same_operations"] = kinds(exported.graph) == kinds(graph)
-        result["same_graph"] = exported.graph == graph
     return result
+
+
+def compare(case: Case) -> dict[str, Any]:
+    """Trace a network through `torch.export` and compare the graph with the recorded one."""
+    used, exported = timed(case, "exported")
+    if isinstance(exported, str):
+        return {"error": exported}
+    graph = trace(case.network, case.inputs)
+    same = {"same_operations": kinds(exported.graph) == kinds(graph), "same_graph": exported.graph == graph}
+    return used | same
 
 
 def timed(case: Case, tracer: Tracer) -> tuple[dict[str, float], Traced | str]:
@@ -92,6 +95,9 @@ def run(names: Sequence[str]) -> None:
     for name in names or NETWORKS:
         torch.manual_seed(0)
         cells.cell(name, lambda name=name: measure(NETWORKS[name]()))
+    for name in names or NETWORKS:
+        torch.manual_seed(0)
+        cells.cell(f"{name}, exported", lambda name=name: compare(NETWORKS[name]()))
 
 
 def table() -> str:
@@ -104,8 +110,9 @@ def table() -> str:
     measured = {name: values[name] for name in NETWORKS if name in values}
     for name, cell in measured.items():
         skipped = ", ".join(f"{count} {reason}" for reason, count in cell["skipped"].items()) or "0"
-        exported = f"{cell['exported_seconds']:.2f}" if "exported_seconds" in cell else "fails"
-        same = {True: "yes", False: "no", None: ""}[cell.get("same_graph")]
+        peer = values.get(f"{name}, exported", {})
+        exported = f"{peer['seconds']:.2f}" if "seconds" in peer else "fails" if peer else "not measured"
+        same = {True: "yes", False: "no", None: ""}[peer.get("same_graph")]
         lines.append(
             f"| {name} | {cell['carried']}/{cell['parameters']} | {skipped} | "
             f"{cell['elements_skipped'] / cell['elements']:.2%} | {cell['nodes']} | {cell['seconds']:.3f} | "
