@@ -53,7 +53,7 @@ def find_pairs(folder: Path, truth: Path | None = None, ignored: Iterable[Path] 
     for needed in (folder, truth):
         if needed is not None and not needed.is_dir():
             raise DataError(f"{needed}: no such folder")
-    known = truth or (folder / TRUTH if (folder / TRUTH).is_dir() else None)
+    known = truth_of(folder, truth)
     outside = [*ignored, *([known] if known else [])]
     if (folder / IMAGES).is_dir():
         images = _by_name(folder / IMAGES, outside)
@@ -70,6 +70,11 @@ def find_pairs(folder: Path, truth: Path | None = None, ignored: Iterable[Path] 
         {name: path for name, path in images.items() if name not in masks},
         {name: path for name, path in true.items() if name not in masks},
     )
+
+
+def truth_of(folder: Path, truth: Path | None = None) -> Path | None:
+    """Return where the truth lies: the folder that is given, else ``truth/`` in the images' if it is there."""
+    return truth or (folder / TRUTH if (folder / TRUTH).is_dir() else None)
 
 
 def read_image_of(path: Path, channels: int, max_pixels: int) -> Array:

@@ -266,6 +266,37 @@ def test_results_over_the_users_files_are_refused(where: str, tmp_path: Path) ->
     assert digests(tmp_path) == before
 
 
+@pytest.mark.parametrize("where", ["hand", "hand/masks", "hand/masks/out"])
+def test_results_over_the_truth_are_refused(where: str, tmp_path: Path) -> None:
+    root = archive(tmp_path / "in")
+    (tmp_path / "hand").mkdir()
+    (root / "truth").rename(tmp_path / "hand" / "masks")
+    before = digests(tmp_path)
+    with pytest.raises(DataError, match="must not be written where the truth lies"):
+        fit(root, tmp_path / where, truth=tmp_path / "hand" / "masks")
+    with pytest.raises(DataError, match="must not be written where the truth lies"):
+        fit(archive(tmp_path / "own"), tmp_path / "own" / "truth")
+    assert {k: v for k, v in digests(tmp_path).items() if not k.startswith("own")} == before
+
+
+def test_somebody_elses_masks_are_not_overwritten(tmp_path: Path) -> None:
+    root, out = archive(tmp_path / "in"), tmp_path / "hand"
+    save(out / "masks" / "b0.png", disc(20, 28, 7)[0])
+    before = digests(out)
+    with pytest.raises(DataError, match=r"masks/ is there already and is of no earlier run; choose another"):
+        fit(root, out)
+    assert digests(out) == before
+
+
+@pytest.mark.parametrize("left", [REPORT_FILE, "adaptation.json", "records"])
+def test_an_interrupted_run_is_known_by_what_it_left(left: str, tmp_path: Path) -> None:
+    root, out = archive(tmp_path / "in"), tmp_path / "out"
+    first = fit(root, out, steps=1)
+    for name in {REPORT_FILE, "adaptation.json", "records"} - {left}:
+        (out / name).rename(tmp_path / name)
+    assert fit(root, out, steps=1) == first
+
+
 def test_a_network_of_coordinates_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="'siren' has no in_channels and no classes.*unet or efficientlab"):
         fit(
