@@ -198,6 +198,12 @@ class TestPairs:
         assert set(pairs.labelled) == {"s/a", "b"} and set(pairs.unlabelled) == {"c"}
         assert pairs.labelled["b"] == (tmp_path / images.format("b"), tmp_path / masks.format("b"))
 
+    def test_two_masks_of_one_image_are_refused(self, tmp_path: Path) -> None:
+        for name in ("images/a00.png", "masks/a00.png", "masks/a00_mask.png"):
+            save(tmp_path / name, np.ones((4, 4), dtype=np.uint8))
+        with pytest.raises(DataError, match=r"a00_mask\.png: its image has another mask, .*masks.a00\.png"):
+            find_pairs(tmp_path)
+
     def test_results_and_truth_below_the_folder_are_no_images(self, tmp_path: Path) -> None:
         root = archive(tmp_path / "in")
         fit(root, root / "out", steps=1)
@@ -223,6 +229,10 @@ def spoil(root: Path, what: str) -> None:
     elif what == "twice":
         save(root / "b0.jpg", empty)
         save(root / "b0.bmp", empty)
+    elif what == "two masks":
+        save(root / "a0_mask.bmp", empty)
+    elif what == "two truths":
+        save(root / "truth" / "b0_mask.png", empty)
     elif what == "broken":
         (root / "a1.png").write_bytes(b"\x89PNG none")
     elif what == "truth":
@@ -238,6 +248,8 @@ def spoil(root: Path, what: str) -> None:
         ("classes", r"a0_mask\.png: .*several classes"),
         ("none", "no image has a mask; label a few: NAME_mask.png"),
         ("twice", "which is the image, and which the mask"),
+        ("two masks", r"a0_mask\.png: its image has another mask, .*a0_mask\.bmp; take one of them away"),
+        ("two truths", r"b0_mask\.png: its image has another mask, .*truth.b0\.png; take one"),
         ("broken", r"a1\.png: cannot be read as an image"),
         ("truth", r"z\.png: there is no image z\.\*"),
     ],
