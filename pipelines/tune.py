@@ -19,12 +19,12 @@ from metainit import checkpoint as files
 from metainit.card import AdaptationRoutine, Record, Spec
 from metainit.checkpoint import write_atomically
 from metainit.domains.registry import build_domain, without_places
-from metainit.evidence.measuring import measure
+from metainit.evidence.measuring import Evidence, measure
 from metainit.initialization import EVIDENCE_FILE
 from metainit.places import data_folder
 from pipelines.finish import ARTIFACTS, CURVES_PICTURE, PICTURES
 from pipelines.flavour import CHECKPOINT
-from pipelines.gate import Decision, admit
+from pipelines.gate import Decision, Remeasure, admit
 from pipelines.registry import Registry, Version, cached
 from pipelines.search import Outcome, SearchConfig, Trial
 from pipelines.study import Study, first_point, run_search
@@ -155,11 +155,13 @@ def tune(
             numbers = {f"trial.{k}": v for k, v in trial.point.items()}
             record.log_metrics({"trial.score": trial.outcome.score, **numbers}, number)
         artifacts = assemble(setup, found, place / setup.key / ARTIFACTS, version)
+        remeasure: Remeasure | None = None
         if measured:
-            measure_again(setup, artifacts, registry.evidence(version) or {}, controls, say)
+            evidence = measure_again(setup, artifacts, registry.evidence(version) or {}, controls, say)
+            remeasure = measured_again(setup, evidence, registry, say)
         run = record.run_id if isinstance(record, MlflowSink) else None
         made = registry.register(artifacts, version.name, run)
-        decision = admit(registry, made)
+        decision = admit(registry, made, remeasure)
     return Tuned(found, registry.resolve(made.reference), decision)
 
 
@@ -182,7 +184,7 @@ def assemble(setup: Setup, found: Found, folder: Path, version: Version) -> Path
 
 def measure_again(
     setup: Setup, folder: Path, earlier: Mapping[str, Any], controls: Sequence[str] | None, note: Note
-) -> None:
+) -> Evidence:
     """Measure the version in a folder as the one before it was: on the same tasks, after the same steps."""
     spec = Spec.model_validate(earlier["domain"]) if earlier.get("domain") else without_places(setup.domain)
     evidence = measure(
@@ -197,6 +199,30 @@ def measure_again(
     )
     evidence.to_json(folder / EVIDENCE_FILE)
     evidence.plot(folder / PICTURES / CURVES_PICTURE)
+    return evidence
+
+
+def measured_again(setup: Setup, evidence: Evidence, registry: Registry, note: Note) -> Remeasure:
+    """Return how the gate measures a champion that was measured after other steps or on other tasks.
+
+    The candidate has just been measured; the champion is so on the same tasks, after the same steps.
+    """
+    record = evidence.record
+
+    def remeasure(version: Version, champion: Version) -> tuple[dict[str, Any], dict[str, Any]]:
+        note(f"measuring {champion.reference} again")
+        again = measure(
+            cached(registry, champion),
+            build_domain(setup.domain),
+            record.steps,
+            len(record.task_ids),
+            controls=(),
+            seeds=record.seeds,
+            domain_spec=record.domain,
+        )
+        return record.model_dump(mode="json"), again.record.model_dump(mode="json")
+
+    return remeasure
 
 
 @contextmanager

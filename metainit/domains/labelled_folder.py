@@ -16,7 +16,7 @@ class folders
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from metainit.domains.masks import (
     read_labels,
     read_pixels,
 )
-from metainit.domains.pairing import MASK, image_and_mask
+from metainit.domains.pairing import MASK, image_and_mask, put_mask
 from metainit.errors import DataError
 
 FOREGROUND = "foreground"
@@ -48,30 +48,33 @@ def read_labelled_folder(folder: Path, rules: FolderRules, unusable: Unusable) -
     """Yield the labelled images of a folder in the order of their names.
 
     Raises:
-        DataError: the folder is missing or has none of the layouts; or, where that is refused, a file cannot
-        be
-            read, has no partner, or has another size than its partner, or a mask is empty.
+        DataError: the folder is missing or has two layouts at once, or two classes have one name; or, where
+            that is refused, a file cannot be read, has no partner, two partners, or another size than its
+            partner, or a mask is empty.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     images, masks, labels = (folder / name for name in ("images", "masks", "labels"))
+    if images.is_dir() and masks.is_dir() and labels.is_dir():
+        raise DataError(f"{folder}: there are both {masks.name}/ and {labels.name}/; take one of them away")
     if images.is_dir() and masks.is_dir():
         yield from _with_masks(images, masks, rules, unusable)
     elif images.is_dir() and labels.is_dir():
         yield from _with_labels(images, labels, folder / "classes.txt", rules, unusable)
     else:
-        classes = [f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith(".")]
-        for own in classes or [folder]:
+        for own in _class_folders(folder) or [folder]:
             yield from _class_folder(own, rules, unusable)
 
 
 def _with_masks(images: Path, masks: Path, rules: FolderRules, unusable: Unusable) -> Iterator[LabelledImage]:
+    of_class: dict[str, dict[str, Path]] = defaultdict(dict)
+    for own in _class_folders(masks):
+        _put_masks(of_class[own.name], _by_stem(own, unusable), unusable)
+    _put_masks(of_class[FOREGROUND], _by_stem(masks, unusable, deep=False), unusable)
     marked: dict[str, dict[str, Path]] = defaultdict(dict)
-    for own in [f for f in sorted(masks.iterdir()) if f.is_dir()]:
-        for stem, path in _by_stem(own, unusable).items():
-            marked[stem.removesuffix(MASK)][own.name] = path
-    for stem, path in _by_stem(masks, unusable, deep=False).items():
-        marked[stem.removesuffix(MASK)][FOREGROUND] = path
+    for own_name, paths in of_class.items():
+        for stem, path in paths.items():
+            marked[stem][own_name] = path
     pictures = _by_stem(images, unusable)
     for stem in sorted(marked.keys() - pictures.keys()):
         path = next(iter(marked[stem].values()))
@@ -86,8 +89,10 @@ def _with_masks(images: Path, masks: Path, rules: FolderRules, unusable: Unusabl
 
 
 def _class_folder(folder: Path, rules: FolderRules, unusable: Unusable) -> Iterator[LabelledImage]:
-    files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and p.is_file()]
-    masks = {p.stem.removesuffix(MASK): p for p in files if p.stem.endswith(MASK)}
+    files = _pictures(folder, deep=False)
+    masks: dict[str, Path] = {}
+    for path in (p for p in files if p.stem.endswith(MASK)):
+        _put_masks(masks, {path.stem: path}, unusable)
     rest: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         if not path.stem.endswith(MASK):
@@ -141,10 +146,7 @@ def _pair(
 def _with_labels(
     images: Path, labels: Path, classes: Path, rules: FolderRules, unusable: Unusable
 ) -> Iterator[LabelledImage]:
-    names = None
-    if classes.is_file():
-        lines = classes.read_text(encoding="utf-8").splitlines()
-        names = {n: line.strip() for n, line in enumerate(lines) if n > 0 and line.strip()}
+    names = _class_names(classes) if classes.is_file() else None
     maps = _by_stem(labels, unusable)
     pictures = _by_stem(images, unusable)
     for stem in sorted(maps.keys() ^ pictures.keys()):
@@ -164,18 +166,51 @@ def _with_labels(
             yield LabelledImage(stem, pixels, masks)
 
 
+def _class_names(path: Path) -> dict[int, str]:
+    """Return the names of classes by their numbers; line 0 is the background's."""
+    names: dict[int, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        name = line.strip()
+        if number == 0 or not name:
+            continue
+        if name in names.values():
+            earlier = next(n for n, other in names.items() if other == name)
+            raise DataError(f"{path}: classes {earlier} and {number} are both called {name!r}; rename one")
+        names[number] = name
+    return names
+
+
+def _put_masks(masks: dict[str, Path], found: Mapping[str, Path], unusable: Unusable) -> None:
+    for name, path in found.items():
+        try:
+            put_mask(masks, name, path)
+        except DataError as error:
+            unusable(str(path), error)
+
+
 def _by_stem(folder: Path, unusable: Unusable, deep: bool = True) -> dict[str, Path]:
     """Return the picture files below a folder by their path without suffix."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or not path.is_file():
-            continue
+    for path in _pictures(folder, deep):
         stem = path.relative_to(folder).with_suffix("").as_posix()
         if stem in found:
             unusable(str(path), DataError(f"{path}: has the same name as {found[stem].name}; rename one"))
         else:
             found[stem] = path
     return found
+
+
+def _pictures(folder: Path, deep: bool) -> list[Path]:
+    """Return the picture files in or below a folder; hidden ones are other programs' own."""
+    return [
+        path
+        for path in sorted(folder.rglob("*") if deep else folder.iterdir())
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    ]
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return [f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith(".")]
 
 
 def _check(have: tuple[int, ...], want: tuple[int, ...], mask: Path, image: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which of the files of one name is the image, and which the mask."""
+"""Which files belong together by their names: an image and its mask."""
 
 from __future__ import annotations
 
@@ -9,6 +9,39 @@ from metainit.errors import DataError
 
 MASK = "_mask"
 """What a mask's name ends in, after the name of its image."""
+
+
+def name_of_image(name: str) -> str:
+    """Return the name of the image that a mask of this name belongs to.
+
+    Example:
+        >>> name_of_image('sub/1_mask'), name_of_image('2')
+        ('sub/1', '2')
+    """
+    return name.removesuffix(MASK)
+
+
+def put_mask(masks: dict[str, Path], name: str, path: Path) -> None:
+    """Note the mask of an image.
+
+    Args:
+        masks: those that are known, by the names of their images.
+        name: the mask's own, with or without `MASK`.
+        path: its file.
+
+    Raises:
+        DataError: the image has another mask already, which stays.
+
+    Example:
+        >>> masks = {'1': Path('masks/1.png')}
+        >>> put_mask(masks, '2_mask', Path('masks/2_mask.png'))
+        >>> sorted(masks)
+        ['1', '2']
+    """
+    image = name_of_image(name)
+    if image in masks:
+        raise DataError(f"{path}: its image has another mask, {masks[image]}; take one of them away")
+    masks[image] = path
 
 
 def image_and_mask(same: Sequence[Path], marked: Path | None) -> tuple[Path, Path | None]:

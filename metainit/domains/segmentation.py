@@ -26,7 +26,7 @@ from metainit.domains.synthesis import synthesise
 from metainit.errors import DataError, suggestion
 from metainit.evidence.overlap import OVERLAP_METRICS
 
-SYNTHESIS_VERSION = 1
+SYNTHESIS_VERSION = 2
 """Part of the fingerprint: raised whenever synthesised tasks change."""
 COLOURS = ((0.90, 0.17, 0.15), (0.10, 0.65, 0.25), (0.15, 0.35, 0.90), (0.95, 0.75, 0.10), (0.65, 0.20, 0.75))
 UNKNOWN = (0.5, 0.5, 0.5)
@@ -192,7 +192,7 @@ class SegmentationDomain:
 
         In training the seed and the task's number choose class, images and augmentation. A held-out task
         depends on its number alone; classes take turns, and with more `shots` the same queries stay and
-        the support grows.
+        the support grows (of synthesised tasks it is another, larger one).
 
         Raises:
             DataError: the split has no classes, or fewer tasks than asked for.
@@ -319,11 +319,12 @@ class SegmentationDomain:
         if self._collection is None:
             task = synthesise(
                 parts,
-                config.queries + config.shots,
+                config.queries,
                 (config.height, config.width),
                 config.channels,
                 config.ways,
                 config.structures,
+                further=config.shots,
             )
             everything, name = {"images": task.images, "labels": task.labels}, f"{task.kind}-{split}-{number}"
             group = name

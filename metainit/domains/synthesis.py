@@ -39,8 +39,12 @@ def synthesise(
     channels: int = 3,
     classes: int = 1,
     kinds: Sequence[str] = tuple(KINDS),
+    further: int = 0,
 ) -> Synthesised:
     """Return the images of one task; a pure function of its arguments.
+
+    Image i shows class ``i % classes``, and so does image i of the further ones: as many images as there are
+    classes show them all.
 
     Source:
         After the data engine of Dey et al. 2024, Learning General-Purpose Biomedical Volume Representations
@@ -56,6 +60,7 @@ def synthesise(
         channels: of an image.
         classes: number of structures that are labelled, 1, 2, ...
         kinds: names in `KINDS` to draw the structure from.
+        further: number of images that follow; however many they are, the first `count` stay as they are.
 
     Example:
         >>> task = synthesise((0, 'train', 7), count=6, size=(32, 32))
@@ -63,25 +68,35 @@ def synthesise(
         (torch.Size([6, 3, 32, 32]), [0, 1])
     """
     generator = generator_of("synthesis", *parts)
-    dimensions = len(size)
     name = kinds[whole(generator, 0, len(kinds) - 1)]
-    scene = _scene(generator, dimensions, name, classes)
-    regions, tint = scene.draw(count, tuple(size), generator)
-    target = scene.target
-    look = palette(generator, scene.regions, channels, [region for members in target for region in members])
+    scene = _scene(generator, len(size), name, classes)
+    members = [region for own in scene.target for region in own]
+    look = palette(generator, scene.regions, channels, members)
     if scene.dark_outside:
         look.colours[1] *= 0.1
         look.textures[1] *= 0.1
     made = device(generator)
-    images = recorded(painted(regions, tint, look, size, generator), size, made, generator)
+    images, labels = [], []
+    for number_of_images, part in ((count, "first"), (further, "further")):
+        if number_of_images:
+            own = generator_of("synthesis", *parts, part)
+            regions, tint = scene.draw(number_of_images, tuple(size), own)
+            images.append(recorded(painted(regions, tint, look, size, own), size, made, own))
+            labels.append(_labelled(regions, scene.target))
+    shape = (count + further, *size)
+    return Synthesised(
+        torch.cat(images).reshape(shape[0], channels, *size).contiguous(),
+        torch.cat(labels).reshape(shape).contiguous(),
+        name,
+    )
+
+
+def _labelled(regions: Tensor, target: Sequence[Sequence[int]]) -> Tensor:
     labels = torch.zeros_like(regions)
     for label, members in enumerate(target, 1):
         for region in members:
             labels[regions == region] = label
-    shape = (count, *size)
-    return Synthesised(
-        images.reshape(count, channels, *size).contiguous(), labels.reshape(shape).contiguous(), name
-    )
+    return labels
 
 
 @dataclass(frozen=True)
@@ -115,29 +130,32 @@ class _Scene:
     def draw(self, n: int, size: tuple[int, ...], generator: Generator) -> tuple[Tensor, Tensor]:
         """Return regions ``(n, pixels)`` and a tint of the same shape.
 
-        Images in which the structure is hardly to be seen, or fills the frame, are drawn again.
+        Images in which the class whose turn it is is hardly to be seen, or fills the frame, are drawn again.
         """
+        turns = torch.arange(n) % len(self.target)
         regions, tint = self._draw(n, size, generator)
         for _ in range(ATTEMPTS):
-            bad = ~self._shows(regions)
+            bad = ~self._shows(regions, turns)
             if not bool(bad.any()):
                 break
             again, other = self._draw(int(bad.sum()), size, generator)
             regions[bad], tint[bad] = again, other
         else:
-            bad = ~self._shows(regions)
-            regions[bad] = self._disc(regions[bad], size, generator)
+            bad = ~self._shows(regions, turns)
+            regions[bad] = self._disc(regions[bad], turns[bad], size, generator)
         return regions, tint
 
-    def _shows(self, regions: Tensor) -> Tensor:
-        members = torch.tensor(self.target[0])
-        share = (regions[..., None] == members).any(-1).float().mean(1)
+    def _shows(self, regions: Tensor, turns: Tensor) -> Tensor:
+        classes = range(1, len(self.target) + 1)
+        marked = _labelled(regions, self.target)
+        shares = torch.stack([(marked == label).float().mean(1) for label in classes], dim=1)
+        share = shares.gather(1, turns[:, None]).squeeze(1)
         return (share > LEAST_SHARE) & (share < MOST_SHARE)
 
-    def _disc(self, regions: Tensor, size: tuple[int, ...], generator: Generator) -> Tensor:
+    def _disc(self, regions: Tensor, turns: Tensor, size: tuple[int, ...], generator: Generator) -> Tensor:
         points = coordinates(size)
         centres = uniform(generator, -0.5, 0.5, len(regions), 1, len(size))
-        shown = self.target[0][0]
+        shown = torch.tensor([members[0] for members in self.target])[turns][:, None]
         ground = torch.where(regions == shown, 0, regions)
         return torch.where((points - centres).norm(dim=-1) < 0.35, shown, ground)
 

@@ -25,7 +25,7 @@ from metainit.domains.segmentation import SegmentationConfig, SegmentationDomain
 from metainit.domains.segmentation_loss import IGNORE
 from metainit.errors import CheckpointError, DataError, SourceError
 from metainit.fitting.base import REPORT_FILE, WEIGHTS_FILE, Prepared, Request, prepare_start, write_report
-from metainit.fitting.pairs import Pairs, content_of, find_pairs, read_image_of, read_mask_of
+from metainit.fitting.pairs import Pairs, content_of, find_pairs, read_image_of, read_mask_of, truth_of
 from metainit.fitting.segmenter import Segmenter, support_tiles
 from metainit.meta.state import Parameters, TaskLosses
 from metainit.networks import function_of
@@ -52,7 +52,7 @@ def fit_masks(request: Request) -> dict[str, Any]:
 
     Raises:
         DataError: files do not belong together or cannot be read, no mask marks anything, or results would
-            lie where the images are.
+            lie where the images, the truth or somebody else's masks are.
         SourceError: the start has no routine, or its network is none for segmentation.
         DivergenceError: adaptation left the finite numbers.
     """
@@ -60,14 +60,42 @@ def fit_masks(request: Request) -> dict[str, Any]:
         request.start, request.steps, request.routine, request.network, request.seed, request.device
     )
     config = _config(prepared.spec, request.start.card.domain)
-    root = request.path.resolve()
-    if request.out.resolve() in (root, *root.parents):
-        raise DataError(
-            f"--out {request.out}: results must not be written over the images; choose another folder"
-        )
+    _require_free(request)
     pairs = find_pairs(request.path, request.truth, [request.out])
     job = _Job(request, prepared, SegmentationDomain(config), config, pairs)
     return job.run()
+
+
+def _require_free(request: Request) -> None:
+    """Refuse to write where the user's own files are, and where the truth would be taken for results."""
+    out, root = request.out.resolve(), request.path.resolve()
+    if out in (root, *root.parents):
+        raise DataError(
+            f"--out {request.out}: results must not be written over the images; choose another folder"
+        )
+    truth = truth_of(request.path, request.truth)
+    if truth is not None:
+        place = truth.resolve()
+        if out in (place, *place.parents) or place in out.parents:
+            raise DataError(
+                f"--out {request.out}: results must not be written where the truth lies ({truth}); choose a "
+                "folder that is neither it, nor in it, nor around it"
+            )
+    if _of_an_earlier_run(out):
+        return
+    for folder in (MASKS, UNCERTAINTY, OVERLAYS):
+        if (out / folder).exists():
+            raise DataError(
+                f"--out {request.out}: {folder}/ is there already and is of no earlier run; choose another "
+                "folder, or move it away"
+            )
+
+
+def _of_an_earlier_run(out: Path) -> bool:
+    """Return whether a run, be it one that was interrupted, has left its records in a folder."""
+    report = _read(out / REPORT_FILE)
+    reported = isinstance(report, dict) and "label_next" in report
+    return reported or isinstance(_read(out / ADAPTATION), dict) or (out / RECORDS).is_dir()
 
 
 def _config(network: Spec, domain: Spec | None) -> SegmentationConfig:

@@ -23,7 +23,7 @@ import numpy as np
 
 from metainit.domains.images import SUFFIXES, Array, with_channels
 from metainit.domains.masks import Mask, as_mask, read_labels, read_pixels
-from metainit.domains.pairing import MASK, image_and_mask
+from metainit.domains.pairing import MASK, image_and_mask, put_mask
 from metainit.domains.segmentation_loss import IGNORE
 from metainit.errors import DataError
 
@@ -48,12 +48,13 @@ def find_pairs(folder: Path, truth: Path | None = None, ignored: Iterable[Path] 
         ignored: folders whose files are none of the user's.
 
     Raises:
-        DataError: there is no such folder or no image, a mask has no image, or two files have one name.
+        DataError: there is no such folder or no image, a mask has no image, an image has two masks, or two
+            files have one name.
     """
     for needed in (folder, truth):
         if needed is not None and not needed.is_dir():
             raise DataError(f"{needed}: no such folder")
-    known = truth or (folder / TRUTH if (folder / TRUTH).is_dir() else None)
+    known = truth_of(folder, truth)
     outside = [*ignored, *([known] if known else [])]
     if (folder / IMAGES).is_dir():
         images = _by_name(folder / IMAGES, outside)
@@ -63,13 +64,18 @@ def find_pairs(folder: Path, truth: Path | None = None, ignored: Iterable[Path] 
     if not images:
         raise DataError(f"{folder}: there are no images ({', '.join(SUFFIXES)})")
     _require_images(masks, images)
-    true = {} if known is None else {_bare(k): v for k, v in _by_name(known, ignored).items()}
+    true = {} if known is None else _masks_in(known, ignored)
     _require_images(true, images)
     return Pairs(
         {name: (path, masks[name]) for name, path in images.items() if name in masks},
         {name: path for name, path in images.items() if name not in masks},
         {name: path for name, path in true.items() if name not in masks},
     )
+
+
+def truth_of(folder: Path, truth: Path | None = None) -> Path | None:
+    """Return where the truth lies: in the given folder, else in ``truth/`` beside the images, if that is."""
+    return truth or (folder / TRUTH if (folder / TRUTH).is_dir() else None)
 
 
 def read_image_of(path: Path, channels: int, max_pixels: int) -> Array:
@@ -134,13 +140,20 @@ def _by_name(folder: Path, outside: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
+def _masks_in(folder: Path, outside: Iterable[Path]) -> dict[str, Path]:
+    masks: dict[str, Path] = {}
+    for name, path in _by_name(folder, outside).items():
+        put_mask(masks, name, path)
+    return masks
+
+
 def _masks_beside(folder: Path, images: Mapping[str, Path], outside: Iterable[Path]) -> dict[str, Path]:
     places = [folder / name for name in (MASKS, LABELS) if (folder / name).is_dir()]
     if len(places) == 2:
         raise DataError(f"{folder}: there are both {MASKS}/ and {LABELS}/; take one of them away")
     if not places:
         return {}
-    masks = {_bare(name): path for name, path in _by_name(places[0], outside).items()}
+    masks = _masks_in(places[0], outside)
     classes = {name.split("/")[0] for name in masks}
     if masks and not set(masks) & set(images) and all("/" in name for name in masks):
         if len(classes) > 1:
@@ -158,7 +171,7 @@ def _side_by_side(folder: Path, outside: Iterable[Path]) -> tuple[dict[str, Path
     for path in _pictures(folder, outside):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if path.stem.endswith(MASK):
-            masks[_bare(name)] = path
+            put_mask(masks, name, path)
         else:
             pictures.setdefault(name, []).append(path)
     images: dict[str, Path] = {}
@@ -172,7 +185,3 @@ def _side_by_side(folder: Path, outside: Iterable[Path]) -> tuple[dict[str, Path
 def _require_images(masks: Mapping[str, Path], images: Mapping[str, Path]) -> None:
     for name in sorted(set(masks) - set(images)):
         raise DataError(f"{masks[name]}: there is no image {name}.* for this mask")
-
-
-def _bare(name: str) -> str:
-    return name.removesuffix(MASK)

@@ -17,11 +17,14 @@ from typer.testing import CliRunner
 from metainit import checkpoint
 from metainit.card import AdaptationRoutine, Spec
 from metainit.domains.base import Tensors
-from metainit.errors import DataError, RegistryError, SourceError
+from metainit.domains.registry import build_domain, without_places
+from metainit.errors import DataError, MetainitError, RegistryError, SourceError
 from metainit.evidence.curves import Start, weights_of
+from metainit.evidence.measuring import measure
+from metainit.initialization import EVIDENCE_FILE
 from metainit.networks import build
 from pipelines.flavour import CHECKPOINT
-from pipelines.registry import Registry, Version
+from pipelines.registry import CHAMPION, Registry, Version
 from pipelines.search import Objective, Outcome, SearchConfig
 from pipelines.study import Study, run_search
 from pipelines.tracking import ListSink
@@ -236,6 +239,21 @@ class TestSearch:
         here = search(setup, tmp_path / "here", on_ray=False)
         assert on_ray == here and heard == [2, 4, 6]
 
+    @pytest.mark.ray
+    @pytest.mark.slow
+    @pytest.mark.timeout(180)
+    @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray.*")
+    def test_a_trial_that_fails_ends_the_search_with_its_reason(self, tmp_path: Path) -> None:
+        """Not the last trial: the ones after it would wait for its answer."""
+        from pipelines.tune_on_ray import run_on_tune
+
+        setup = setup_of(blob_start(tmp_path), SEARCH)
+        study = Study({"step_size": (1e-3, 0.1)}, SEARCH)
+        other = setup.model_copy(update={"checkpoint": str(tmp_path / "missing.safetensors")})
+        with pytest.raises(MetainitError, match="a trial failed: .*missing.safetensors"):
+            run_on_tune(study, other, tmp_path / "ray")
+        assert study.done == []
+
 
 def registered(folder: Path, step_size: float = 1e-6) -> Version:
     return Registry().register(blob_start(folder, step_size).parent, "blobs")
@@ -270,6 +288,32 @@ class TestTune:
         assert evidence is not None and result.found.routine.steps in evidence["steps"]
         assert {c["source"] for c in evidence["curves"]} == {"checkpoint", "kaiming"}
         assert result.decision is not None and "kaiming" in result.decision.reason
+
+    def test_a_champion_that_was_measured_after_other_steps_is_measured_again_and_beaten(
+        self, home: Path, tmp_path: Path
+    ) -> None:
+        folder = blob_start(tmp_path).parent
+        spec = checkpoint.load(folder / CHECKPOINT).card.domain
+        assert spec is not None
+        evidence = measure(
+            folder / CHECKPOINT, build_domain(spec), (0, 2), 4,
+            controls=("kaiming",), seeds=1, domain_spec=without_places(spec),
+        )  # fmt: skip
+        evidence.to_json(folder / EVIDENCE_FILE)
+        registry = Registry()
+        registry.set_alias(registry.register(folder, "blobs"), CHAMPION)
+        longer = SEARCH.model_copy(update={"max_steps": 9, "patience": 9, "step_size": (1e-3, 0.01)})
+        notes: list[str] = []
+        result = run(
+            tmp_path, config=longer, measured=True, controls=("kaiming",), sink=ListSink(), note=notes.append
+        )
+        assert result.found.routine.steps not in evidence.record.steps
+        assert "measuring blobs/1 again" in notes
+        assert result.decision is not None
+        assert result.decision.reason.startswith("better than the champion by")
+        assert (result.decision.alias, result.decision.against) == (CHAMPION, "blobs/1")
+        assert result.version is not None
+        assert registry.aliases("blobs")[CHAMPION] == result.version.version
 
     def test_a_routine_that_is_as_good_already_stays(self, home: Path, tmp_path: Path) -> None:
         registered(tmp_path, step_size=0.02)

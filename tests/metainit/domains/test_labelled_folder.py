@@ -202,6 +202,15 @@ def twins(root: Path) -> None:
     save(root / "images" / "c.png", PIXELS)
 
 
+def two_masks(root: Path) -> None:
+    save(root / "masks" / "cell" / "c_mask.png", MASK)
+
+
+def two_masks_of_the_foreground(root: Path) -> None:
+    save(root / "masks" / "foreground" / "c.png", MASK)
+    save(root / "masks" / "c.png", MASK)
+
+
 def a_map(root: Path) -> None:
     save(root / "masks" / "cell" / "c.png", np.eye(*SIDE, dtype=np.uint8) * 2 + MASK // 255)
 
@@ -216,6 +225,8 @@ WRONG: list[tuple[Callable[[Path], None], str]] = [
     (broken_mask, "cannot be read as a mask"),
     (cut_mask, "cannot be read as a mask"),
     (twins, "has the same name as"),
+    (two_masks, r"c_mask\.png: its image has another mask, .*cell.c\.png; take one of them away"),
+    (two_masks_of_the_foreground, r"masks.c\.png: its image has another mask, .*foreground.c\.png"),
     (a_map, "look like the numbers of several classes"),
 ]
 
@@ -242,6 +253,36 @@ def test_class_folders_name_what_has_no_partner(tmp_path: Path) -> None:
     save(tmp_path / "nucleus" / "5.bmp", PIXELS)
     found, skipped = read(tmp_path, "skip")
     assert len(found) == 4 and len(skipped) == 3
+
+
+def test_an_image_of_a_class_folder_has_one_mask(tmp_path: Path) -> None:
+    by_suffix(tmp_path)
+    save(tmp_path / "cell" / "a_mask.bmp", MASK)
+    with pytest.raises(DataError, match=r"a_mask\.png: its image has another mask, .*a_mask\.bmp"):
+        read(tmp_path)
+
+
+def test_masks_and_maps_are_not_mixed(tmp_path: Path) -> None:
+    by_masks(tmp_path)
+    by_labels(tmp_path)
+    with pytest.raises(DataError, match="there are both masks/ and labels/; take one of them away"):
+        read(tmp_path, "skip")
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    by_labels(tmp_path)
+    (tmp_path / "classes.txt").write_text("background\ncell\ncell\n")
+    with pytest.raises(DataError, match=r"classes\.txt: classes 1 and 2 are both called 'cell'; rename one"):
+        read(tmp_path, "skip")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hidden_files_are_not_read(layout: str, tmp_path: Path) -> None:
+    make, expected = LAYOUTS[layout]
+    make(tmp_path)
+    for folder in [f for f in tmp_path.rglob("*") if f.is_dir()]:
+        (folder / "._a.png").write_bytes(b"attributes of a file, no picture")
+    assert {i.name: sorted(i.masks) for i in read(tmp_path)[0]} == expected
 
 
 def test_maps_and_images_have_to_pair(tmp_path: Path) -> None:

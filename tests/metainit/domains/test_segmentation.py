@@ -160,6 +160,18 @@ class TestTasks:
         assert torch.equal(few.query["images"], many.query["images"])
         assert torch.equal(few.support["images"], many.support["images"][:, :1])
 
+    def test_synthesised_queries_do_not_depend_on_the_shots(self) -> None:
+        settings: dict[str, Any] = {"source": "synthesised", "height": 16, "width": 16, "ways": 2}
+        few, many = (
+            SegmentationDomain(SegmentationConfig(shots=shots, **settings)).tasks(0, 0, 4, "test")
+            for shots in (2, 5)
+        )
+        assert torch.equal(few.query["images"], many.query["images"])
+        assert torch.equal(few.query["labels"], many.query["labels"])
+        assert few.ids == many.ids
+        for labels in few.support["labels"]:
+            assert {1, 2} <= set(labels.flatten().tolist())
+
     def test_tasks_of_several_classes_label_each_of_them(self) -> None:
         images = [image(10 * c + i, [c, (c + 1) % 10, (c + 2) % 10]) for c in range(10) for i in range(8)]
         made = domain(

@@ -45,6 +45,24 @@ def test_the_structure_is_to_be_seen_in_every_image(kind: str) -> None:
         assert float(share.min()) > 0.005 and float(share.max()) < 0.76
 
 
+@every_kind
+@pytest.mark.parametrize("classes", [2, 3])
+def test_each_of_several_classes_is_to_be_seen_in_its_turn(kind: str, classes: int) -> None:
+    for n in range(6):
+        task = synthesise((1, n), classes + 1, (24, 24), classes=classes, kinds=(kind,), further=classes)
+        turns = [i % classes + 1 for i in (*range(classes + 1), *range(classes))]
+        shares = [float((m == label).float().mean()) for m, label in zip(task.labels, turns, strict=True)]
+        assert min(shares) > 0.005 and max(shares) < 0.76
+
+
+def test_further_images_leave_the_first_ones_as_they_are() -> None:
+    for n in range(5):
+        none, few, many = (synthesise((4, n), 3, (24, 24), further=further) for further in (0, 2, 5))
+        assert torch.equal(none.images, few.images[:3]) and torch.equal(few.images[:3], many.images[:3])
+        assert torch.equal(none.labels, few.labels[:3]) and torch.equal(few.labels[:3], many.labels[:3])
+        assert len(many.images) == 8 and len(many.images.flatten(1).unique(dim=0)) == 8
+
+
 def test_no_two_images_of_a_task_are_alike() -> None:
     images = synthesise((3, 1), 8, (32, 32)).images.flatten(1)
     distances = torch.cdist(images, images) + torch.eye(8) * 9

@@ -198,6 +198,12 @@ class TestPairs:
         assert set(pairs.labelled) == {"s/a", "b"} and set(pairs.unlabelled) == {"c"}
         assert pairs.labelled["b"] == (tmp_path / images.format("b"), tmp_path / masks.format("b"))
 
+    def test_two_masks_of_one_image_are_refused(self, tmp_path: Path) -> None:
+        for name in ("images/a00.png", "masks/a00.png", "masks/a00_mask.png"):
+            save(tmp_path / name, np.ones((4, 4), dtype=np.uint8))
+        with pytest.raises(DataError, match=r"a00_mask\.png: its image has another mask, .*masks.a00\.png"):
+            find_pairs(tmp_path)
+
     def test_results_and_truth_below_the_folder_are_no_images(self, tmp_path: Path) -> None:
         root = archive(tmp_path / "in")
         fit(root, root / "out", steps=1)
@@ -223,6 +229,10 @@ def spoil(root: Path, what: str) -> None:
     elif what == "twice":
         save(root / "b0.jpg", empty)
         save(root / "b0.bmp", empty)
+    elif what == "two masks":
+        save(root / "a0_mask.bmp", empty)
+    elif what == "two truths":
+        save(root / "truth" / "b0_mask.png", empty)
     elif what == "broken":
         (root / "a1.png").write_bytes(b"\x89PNG none")
     elif what == "truth":
@@ -238,6 +248,8 @@ def spoil(root: Path, what: str) -> None:
         ("classes", r"a0_mask\.png: .*several classes"),
         ("none", "no image has a mask; label a few: NAME_mask.png"),
         ("twice", "which is the image, and which the mask"),
+        ("two masks", r"a0_mask\.png: its image has another mask, .*a0_mask\.bmp; take one of them away"),
+        ("two truths", r"b0_mask\.png: its image has another mask, .*truth.b0\.png; take one"),
         ("broken", r"a1\.png: cannot be read as an image"),
         ("truth", r"z\.png: there is no image z\.\*"),
     ],
@@ -264,6 +276,37 @@ def test_results_over_the_users_files_are_refused(where: str, tmp_path: Path) ->
     with pytest.raises(DataError, match="must not be written over the images"):
         fit(root, root / where)
     assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("where", ["hand", "hand/masks", "hand/masks/out"])
+def test_results_over_the_truth_are_refused(where: str, tmp_path: Path) -> None:
+    root = archive(tmp_path / "in")
+    (tmp_path / "hand").mkdir()
+    (root / "truth").rename(tmp_path / "hand" / "masks")
+    before = digests(tmp_path)
+    with pytest.raises(DataError, match="must not be written where the truth lies"):
+        fit(root, tmp_path / where, truth=tmp_path / "hand" / "masks")
+    with pytest.raises(DataError, match="must not be written where the truth lies"):
+        fit(archive(tmp_path / "own"), tmp_path / "own" / "truth")
+    assert {k: v for k, v in digests(tmp_path).items() if not k.startswith("own")} == before
+
+
+def test_somebody_elses_masks_are_not_overwritten(tmp_path: Path) -> None:
+    root, out = archive(tmp_path / "in"), tmp_path / "hand"
+    save(out / "masks" / "b0.png", disc(20, 28, 7)[0])
+    before = digests(out)
+    with pytest.raises(DataError, match=r"masks/ is there already and is of no earlier run; choose another"):
+        fit(root, out)
+    assert digests(out) == before
+
+
+@pytest.mark.parametrize("left", [REPORT_FILE, "adaptation.json", "records"])
+def test_an_interrupted_run_is_known_by_what_it_left(left: str, tmp_path: Path) -> None:
+    root, out = archive(tmp_path / "in"), tmp_path / "out"
+    first = fit(root, out, steps=1)
+    for name in {REPORT_FILE, "adaptation.json", "records"} - {left}:
+        (out / name).rename(tmp_path / name)
+    assert fit(root, out, steps=1) == first
 
 
 def test_a_network_of_coordinates_is_refused(tmp_path: Path) -> None:
