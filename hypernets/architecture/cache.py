@@ -25,6 +25,8 @@ from hypernets.architecture.recorded import keeps_numbers
 from hypernets.architecture.trace import Dependence, Tracer, trace_fully
 
 HELD_BY_MODULES = {"_parameters", "_buffers", "_modules"}
+HOOKS = {name for name, value in vars(nn.Module()).items() if not value and isinstance(value, dict)}
+"""What every module has, mostly empty."""
 PLAIN = {
     bool, int, float, complex, str, bytes, type(None), type(...), torch.dtype, torch.device, torch.layout,
     torch.memory_format, torch.Size,
@@ -152,7 +154,11 @@ class _Describer:
             _name(type(module)),
             [(n, self.describe(p)) for n, p in module._parameters.items()],
             [(n, self.describe(b)) for n, b in module._buffers.items()],
-            [(n, self.describe(_hooks(n, v))) for n, v in held.items() if n not in HELD_BY_MODULES],
+            [
+                (n, self.describe(_hooks(n, v)))
+                for n, v in held.items()
+                if n not in HELD_BY_MODULES and (v or n not in HOOKS)
+            ],
         )
 
     def describe(self, value: Any) -> Any:
@@ -223,7 +229,7 @@ class _Describer:
 
 def _hooks(name: str, value: Any) -> Any:
     """Return an attribute of a module, hooks without the numbers that PyTorch counts them by."""
-    return list(value.values()) if isinstance(value, dict) and "_hooks" in name else value
+    return list(value.values()) if name in HOOKS else value
 
 
 def _name(value: Any) -> str:
