@@ -132,7 +132,7 @@ def fit(
         typer.echo(json.dumps(report, sort_keys=True))
     else:
         _summarize(report, out)
-    if report["failed"]:
+    if report["failed"] or report.get("unjudged"):
         raise typer.Exit(1)
 
 
@@ -141,6 +141,8 @@ def _summarize(report: dict[str, Any], out: Path) -> None:
         typer.echo(f"{name}: {_in_words(metrics)}")
     for name, reason in report["failed"].items():
         typer.secho(f"failed: {name}: {reason}", err=True, fg=typer.colors.RED)
+    for name, reason in report.get("unjudged", {}).items():
+        typer.secho(f"not judged: {name}: {reason}", err=True, fg=typer.colors.RED)
     if report.get("label_next"):
         typer.echo(f"worth labelling next: {report['label_next']}")
     typer.echo(f"{len(report['fitted'])} of {report['files']} fitted, written to {out}")

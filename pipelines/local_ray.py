@@ -139,4 +139,7 @@ def _unreachable(address: str | None, error: Exception) -> str:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if address:
         return f"no Ray cluster answers at RAY_ADDRESS={address}: {first}; start it, or unset RAY_ADDRESS"
-    return f"Ray cannot start on this machine: {first}"
+    return (
+        f"Ray cannot start on this machine: {first}; it may be too busy: try again when less is running, or "
+        "set RAY_ADDRESS to a cluster that is up"
+    )

@@ -102,7 +102,10 @@ def with_channels(pixels: Array, channels: int, name: str) -> Array:
     if have == 3 and channels == 1:
         luma = np.asarray([0.2125, 0.7154, 0.0721], dtype=np.float32)
         return (pixels @ luma)[..., None].astype(np.float32)
-    raise DataError(f"{name}: has {have} channels, expected {channels}")
+    raise DataError(
+        f"{name}: has {have} channels, expected {channels}, and only grey becomes colour or colour grey; "
+        f"convert the file, or choose channels={have} and a network for them"
+    )
 
 
 def resized(pixels: Array, height: int, width: int) -> Array:

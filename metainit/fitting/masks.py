@@ -47,13 +47,14 @@ def fit_masks(request: Request) -> dict[str, Any]:
     Written for each unlabelled image, under its name: ``masks/`` (of the image's size: 255 where the class
     is, or the numbers of the classes where there are several), ``uncertainty/`` (white where the network
     guesses), ``overlays/``; for the folder, the adapted weights and ``report.json`` with the image worth
-    labelling next. What is finished is kept while images, masks and settings are the same; the user's files
-    are only read.
+    labelling next, and under ``unjudged`` what is wrong with a file of the truth, whose image is segmented
+    all the same. What is finished is kept while images, masks and settings are the same; the user's files are
+    only read.
 
     Raises:
         DataError: files do not belong together or cannot be read, no mask marks anything, or results would
             lie where the images, the truth or somebody else's masks are.
-        SourceError: the start has no routine, or its network is none for segmentation.
+        SourceError: the start has no routine, or its network is none for segmentation, or has one class only.
         DivergenceError: adaptation left the finite numbers.
     """
     prepared = prepare_start(
@@ -107,6 +108,11 @@ def _config(network: Spec, domain: Spec | None) -> SegmentationConfig:
             f"network {network.name!r} has no {' and no '.join(missing)}: segmentation needs a network of "
             "images, such as unet or efficientlab"
         )
+    if arguments["classes"] < 2:
+        raise SourceError(
+            f"network {network.name!r} has classes={arguments['classes']}: segmentation needs 2 or more "
+            "classes, the background and what is marked; choose a network with classes: 2"
+        )
     carried = {} if domain is None else {k: v for k, v in domain.arguments.items() if k in CARRIED}
     channels, ways = arguments["in_channels"], arguments["classes"] - 1
     # No data are read for a domain of synthesised tasks, and none are drawn here.
@@ -143,14 +149,17 @@ class _Job:
         )
         done: dict[str, Any] = {}
         failed: dict[str, str] = {}
+        unjudged: dict[str, str] = {}
         for number, (name, path) in enumerate(self.pairs.unlabelled.items(), 1):
             try:
-                done[name] = self._one(name, path, segmenter, settings)
+                done[name], reason = self._one(name, path, segmenter, settings)
+                if reason is not None:
+                    unjudged[name] = reason
             except DataError as error:
                 failed[name] = str(error)
             self.request.tell(number, name, done.get(name, {}))
-        report = {**settings, "fitted": done, "failed": failed, "files": len(self.pairs.unlabelled)}
-        report |= {"label_next": _most_uncertain(done), "rule": RULE}
+        report = {**settings, "fitted": done, "failed": failed, "unjudged": unjudged}
+        report |= {"files": len(self.pairs.unlabelled), "label_next": _most_uncertain(done), "rule": RULE}
         if judged := [values[self.domain.metric] for values in done.values() if self.domain.metric in values]:
             report[self.domain.metric] = round(sum(judged) / len(judged), 4)
         write_report(report, self.request.out / REPORT_FILE)
@@ -234,27 +243,33 @@ class _Job:
 
     def _one(
         self, name: str, path: Path, segmenter: Segmenter, settings: Mapping[str, Any]
-    ) -> dict[str, float]:
-        """Segment one image, or return what was found for it before."""
+    ) -> tuple[dict[str, float], str | None]:
+        """Segment one image, or return what was found for it before, and why it could not be judged."""
         true = self.pairs.truth.get(name)
         key = {"settings": settings, "content": content_of(path, *([true] if true else []))}
         record = self.request.out / RECORDS / f"{name}.json"
         kept = _read(record)
         if isinstance(kept, dict) and {k: kept.get(k) for k in key} == key:
-            earlier: dict[str, float] = kept["metrics"]
-            return earlier
+            return kept["metrics"], kept.get("unjudged")
         pixels = self._image(path)
         probabilities = segmenter(pixels)
         uncertainty = entropy(probabilities)
         metrics = {"uncertainty": round(float(uncertainty.mean()), 6)}
-        if true is not None:
-            query = {"labels": torch.from_numpy(self._labels(true, pixels)).long()[None]}
-            found = self.domain.metrics(probabilities[None], query)
-            metrics = {**{k: round(v, 4) for k, v in found.items()}, **metrics}
         self._draw(name, pixels, probabilities, uncertainty)
+        unjudged = None
+        if true is not None:
+            try:
+                metrics = {**self._judged(true, pixels, probabilities), **metrics}
+            except DataError as error:
+                unjudged = str(error)
         # Last, so that its presence means that all is there.
-        write_report({**key, "metrics": metrics}, record)
-        return metrics
+        write_report({**key, "metrics": metrics, "unjudged": unjudged}, record)
+        return metrics, unjudged
+
+    def _judged(self, true: Path, pixels: Array, probabilities: Tensor) -> dict[str, float]:
+        query = {"labels": torch.from_numpy(self._labels(true, pixels)).long()[None]}
+        found = self.domain.metrics(probabilities[None], query)
+        return {k: round(v, 4) for k, v in found.items()}
 
     def _draw(self, name: str, pixels: Array, probabilities: Tensor, uncertainty: Tensor) -> None:
         image = torch.from_numpy(pixels).movedim(-1, 0)[None]

@@ -49,6 +49,19 @@ def descendants(pid: int) -> dict[int, str]:
     return found
 
 
+def test_a_machine_that_is_too_busy_for_ray_gets_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def late(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", late)
+    says = "timed out during startup; .*try again.*, or set RAY_ADDRESS"
+    with pytest.raises(MetainitError, match=says), ray_cluster():
+        raise AssertionError("there is no Ray")
+
+
 def test_a_journal_survives_a_killed_writer(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL
     reader, sink = Reader(path), ListSink()

@@ -269,6 +269,38 @@ def test_an_unlabelled_image_that_cannot_be_read_fails_alone(tmp_path: Path) -> 
     assert list(report["fitted"]) == ["b1"] and "b0.png: cannot be read" in report["failed"]["b0"]
 
 
+def test_an_image_whose_truth_cannot_be_used_is_segmented_and_not_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = archive(tmp_path / "in"), tmp_path / "out"
+    save(root / "truth" / "b0.png", np.zeros((3, 3), dtype=np.uint8))
+    report = fit(root, out, steps=1)
+    assert report["failed"] == {} and set(report["fitted"]["b0"]) == {"uncertainty"}
+    assert list(report["unjudged"]) == ["b0"]
+    assert "b0.png: has (3, 3) pixels, its image has (20, 28)" in report["unjudged"]["b0"]
+    assert (out / "masks" / "b0.png").is_file() and report["iou"] == report["fitted"]["b1"]["iou"]
+    assert fit(root, out, steps=1) == report
+    network = json.dumps(NETWORK.model_dump(mode="json"))
+    options = ["--domain", "segmentation", "--network", network, "--step-size", "0.02", "--steps", "1"]
+    assert status_of(["fit", root, "--init", "kaiming", "-o", tmp_path / "again", *options]) == 1
+    assert "not judged: b0:" in capsys.readouterr().err
+
+
+def test_an_empty_mask_beside_others_says_that_nothing_is_there(tmp_path: Path) -> None:
+    root = archive(tmp_path / "in")
+    save(root / "a0_mask.png", np.zeros((18, 22), dtype=np.uint8))
+    assert set(fit(root, tmp_path / "out", steps=1)["labelled"]) == {"a0", "a1", "a2"}
+
+
+def test_a_network_of_one_class_is_refused(tmp_path: Path) -> None:
+    network = Spec(name="unet", arguments={**NETWORK.arguments, "classes": 1})
+    with pytest.raises(SourceError, match="'unet' has classes=1: segmentation needs 2 or more classes"):
+        fit(
+            archive(tmp_path / "in"), tmp_path / "out",
+            start=load("kaiming"), network=network, routine=ROUTINE, domain="segmentation",
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("where", [".", "..", "missing/../.."])
 def test_results_over_the_users_files_are_refused(where: str, tmp_path: Path) -> None:
     root = archive(tmp_path / "masks")
