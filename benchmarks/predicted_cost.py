@@ -143,7 +143,8 @@ def main() -> None:
     cells = Cells("predicted-cost")
     if given.part == "large-once":
         print(json.dumps(large()))
-    elif given.part == "large":
+        return
+    if given.part == "large":
         # A process of its own each time: the peak of memory is a process's.
         command = [sys.executable, "-m", "benchmarks.predicted_cost", "large-once"]
         cells.cell(
