@@ -82,7 +82,13 @@ def run_on_tune(study: Study, setup: Setup, folder: Path, progress: Progress | N
                 max_concurrent_trials=None,
                 reuse_actors=True,
             ),
-            run_config=tune.RunConfig(name=setup.key, storage_path=str(folder / "ray"), verbose=0),
+            run_config=tune.RunConfig(
+                name=setup.key,
+                storage_path=str(folder / "ray"),
+                verbose=0,
+                # A round without one of its answers never ends, and no other follows it.
+                failure_config=tune.FailureConfig(fail_fast=True),
+            ),
         )
         results = tuner.fit()
     if results.errors:

@@ -241,7 +241,6 @@ class TestSearch:
 
     @pytest.mark.ray
     @pytest.mark.slow
-    @pytest.mark.timeout(180)
     @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray.*")
     def test_a_trial_that_fails_ends_the_search_with_its_reason(self, tmp_path: Path) -> None:
         """Not the last trial: the ones after it would wait for its answer."""
