@@ -51,6 +51,7 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel: zipfile.ZipFile) -> No
     version = PROJECT["version"]
     assert {name.partition("/")[0] for name in names} == {
         "metainit",
+        "hypernets",
         "pipelines",
         "serving",
         f"metainit-{version}.dist-info",
