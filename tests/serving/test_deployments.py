@@ -10,10 +10,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from typer import Typer
 from typer.testing import CliRunner
 
 from hypernets.architecture.serialize import to_json
+from metainit import checkpoint
 from metainit.card import canonical_json
 from metainit.client import Client
 from metainit.errors import EndpointError
@@ -95,7 +97,11 @@ def test_predictions_on_ray_serve_are_those_of_this_process(home: Path, tmp_path
             text = canonical_json(to_json(graph))
             order = Order("digits/1", digest, str(shelf.files["digits"][1]), text, 3, False)
             (expected,) = Hypernetworks().answer([order])
-            assert http.get(answer.headers["location"]).content == expected.content
+            came = checkpoint.from_bytes(http.get(answer.headers["location"]).content)
+            truth = checkpoint.from_bytes(expected.content)
+            assert came.tensors.keys() == truth.tensors.keys()
+            for name, value in truth.tensors.items():  # up to rounding, which the number of threads changes
+                torch.testing.assert_close(came.tensors[name], value, rtol=1e-3, atol=1e-5)
         again = http.post("/v1/inits/digits/predict", json={"graph": to_json(graphs[0]), "seed": 3})
         assert again.status_code == 200
         assert http.post("/v1/inits/digits/predict", json={"graph": {}}).status_code == 422

@@ -104,7 +104,8 @@ def test_what_comes_is_what_the_hypernetwork_predicts(http: httpx.Client, shelf:
     source = checkpoint.load(shelf.files["digits"][1])
     expected = predict(hypernetwork_of(source), graph, seed=7)
     assert stored.tensors.keys() == expected.keys()
-    assert all(torch.equal(stored.tensors[k], v) for k, v in expected.items())
+    for name, value in expected.items():  # up to rounding, which the number of threads changes
+        torch.testing.assert_close(stored.tensors[name], value, rtol=1e-3, atol=1e-5)
     card = stored.card
     assert card.kind == "weights" and card.graph == graph.hash and card.provenance.seeds == [7]
     assert card.provenance.recipe["digest"] == source.card.digest and stored_graph(card) == graph
