@@ -82,8 +82,6 @@ class Builder:
             self._add(Draft(Operation.OUTPUT, "output", operands=[operand] if operand else []))
         return self.drafts
 
-    # -- states -------------------------------------------------------------------------------------------
-
     def _state(self, value: int) -> State:
         return self.states.get(value, Fixed())
 
@@ -218,8 +216,6 @@ class Builder:
             uses = tuple(use.as_role(Role.TABLE) if looked_up else seen_through(use, call) for use in uses)
             return Learned(uses, learned[0].call)
         return Learned(uses, self.call_number)
-
-    # -- rules --------------------------------------------------------------------------------------------
 
     def _node(
         self,

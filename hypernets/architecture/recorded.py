@@ -36,6 +36,7 @@ FLOATS_KEPT = 2**16
 """Floating-point constants made in the forward pass, likewise."""
 SMALL_BUFFER = 64
 """Floating-point buffers, likewise: flags and counters, not statistics."""
+MASKS = (torch.bool, torch.uint8)
 
 
 class NoNumbersError(Exception):
@@ -126,8 +127,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive: list[Tensor] = []
         self._numberless: set[int] = set()
 
-    # -- tensors that go in -------------------------------------------------------------------------------
-
     def stand_in(self, tensor: Tensor) -> Tensor:
         """Return what stands for a tensor of the network: its shape, or a copy of its few numbers."""
         if keeps_numbers(tensor):
@@ -164,8 +163,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.enter(tensor)
         return id(tensor)
 
-    # -- calls --------------------------------------------------------------------------------------------
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -199,7 +196,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.numbers:
             return func(*args, **kwargs)
         operands = list(_in_arguments((args, kwargs)))
-        looks = func is aten._local_scalar_dense.default
         if operands:
             on_shapes = any(self._is_numberless(t) for t in operands)
         else:
@@ -207,9 +203,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch.Tag.nondeterministic_seeded in func.tags:
             on_shapes = True
         if not on_shapes:
-            self.ledger.recording.looked_at_data |= looks
+            self.ledger.recording.looked_at_data |= _looks_at_data(func, args)
             return func(*args, **kwargs)
-        if looks:
+        if func is aten._local_scalar_dense.default:
             raise NoNumbersError("the control flow depends on a tensor's values")
         shape = pointwise_shape(func, args)
         if shape is not None:
@@ -255,12 +251,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _positions(self, index: Tensor | None) -> list[Tensor | None]:
         """Return an index without masks, whose shapes would depend on numbers."""
-        if index is None or index.dtype not in (torch.bool, torch.uint8) or self._is_numberless(index):
+        if index is None or index.dtype not in MASKS or self._is_numberless(index):
             return [index]
         self.ledger.recording.looked_at_data = True
         return list(index.nonzero(as_tuple=True))
-
-    # -- functions that are one call ----------------------------------------------------------------------
 
     def run_whole(
         self, func: Callable[..., Any], operator: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -334,6 +328,13 @@ def _in_arguments(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from _in_arguments(item)
+
+
+def _looks_at_data(func: OpOverload, args: Sequence[Any]) -> bool:
+    """Return whether a call's result, or its shape, lets the forward pass act on numbers."""
+    if func is aten.index.Tensor:
+        return any(index is not None and index.dtype in MASKS for index in args[1])
+    return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
 
 
 def _storage(tensor: Tensor) -> int:

@@ -133,3 +133,20 @@ def test_what_cannot_be_compared_is_not_kept() -> None:
     network = changed(Net(), stream=iter([1]))
     assert cache.trace(network, X) == trace(Net(), X)
     assert len(cache) == 0
+
+
+def test_sizes_that_integers_determine_count() -> None:
+    class Select(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, kinds: Tensor) -> Tensor:
+            for row in kinds[kinds > 0]:
+                x = self.layer(x) + row
+            return x
+
+    cache = GraphCache()
+    graphs = [cache.trace(Select(), (X, torch.tensor(kinds))) for kinds in ([0, 1, 2], [0, 0, 1], [0, 0, 1])]
+    assert [len(graph.nodes) for graph in graphs] == [5, 4, 4]
+    assert graphs[1] is graphs[2]
