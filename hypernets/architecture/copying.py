@@ -14,6 +14,9 @@ from torch.nn.parameter import is_lazy
 
 from metainit.errors import GraphError
 
+UNCOPYABLE = (TypeError, RuntimeError, NotImplementedError, AttributeError)
+"""What Python and PyTorch raise where a value cannot be copied: a lock, an open file, a tensor in a graph."""
+
 
 def copy_network(network: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
     """Return a deep copy whose parameters, buffers and tensor attributes are `convert` of the network's.
@@ -36,7 +39,7 @@ def copy_network(network: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.
             memo[id(tensor)] = convert(tensor)
     try:
         return copy.deepcopy(network, dict(memo))
-    except (TypeError, RuntimeError, NotImplementedError, AttributeError):
+    except UNCOPYABLE:
         for module in network.modules():
             for value in vars(module).values():
                 if not _copies(value, memo):
@@ -56,7 +59,7 @@ def _copies(value: object, memo: dict[int, object]) -> bool:
         return True
     try:
         copy.deepcopy(value, dict(memo))
-    except (TypeError, RuntimeError, NotImplementedError, AttributeError):
+    except UNCOPYABLE:
         return False
     return True
 

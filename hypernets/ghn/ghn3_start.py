@@ -13,13 +13,12 @@ from hypernets.architecture.inputs import ExampleInputs
 from hypernets.ghn.ghn3_checkpoint import from_checkpoint
 from hypernets.ghn.ghn3_prediction import predict_ghn3
 from hypernets.ghn.prediction import add_residual
-from hypernets.ghn.start import NetworkStart
-from metainit.card import Card
+from hypernets.ghn.start import NetworkStart, Stored
 from metainit.checkpoint import Checkpoint
 from metainit.errors import GraphError, suggestion
 
 
-class Ghn3Start(NetworkStart):
+class Ghn3Start(Stored, NetworkStart):
     """A converted GHN-3 as a start: the same tensors as the published code, and a residual unless `exact`.
 
     Its blocks repeat in every layer that is larger, which leaves neurons alike; its authors add noise before
@@ -27,24 +26,8 @@ class Ghn3Start(NetworkStart):
     """
 
     def __init__(self, stored: Checkpoint, evidence: dict[str, Any] | None = None) -> None:
-        self.checkpoint = stored
+        super().__init__(stored, evidence)
         self.hypernetwork = from_checkpoint(stored)
-        self._evidence = evidence
-
-    @property
-    def name(self) -> str:
-        """The card's."""
-        return self.card.name
-
-    @property
-    def card(self) -> Card:
-        """The hypernetwork's own card."""
-        return self.checkpoint.card
-
-    @property
-    def evidence(self) -> dict[str, Any] | None:
-        """The hypernetwork's evidence, if any lies beside it."""
-        return self._evidence
 
     def predicted_for(
         self,

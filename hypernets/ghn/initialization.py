@@ -12,8 +12,7 @@ from hypernets.architecture.graph import ArchitectureGraph
 from hypernets.ghn.config import GhnConfig
 from hypernets.ghn.model import Ghn
 from hypernets.ghn.predicted import predicted_checkpoint
-from hypernets.ghn.start import GraphStart
-from metainit.card import Card
+from hypernets.ghn.start import GraphStart, Stored
 from metainit.checkpoint import Checkpoint
 from metainit.errors import CheckpointError, MismatchError
 
@@ -22,28 +21,12 @@ CONFIG = "hypernetwork"
 MAX_ELEMENTS = 4_000_000_000
 
 
-class Predicted(GraphStart):
+class Predicted(Stored, GraphStart):
     """A graph hypernetwork as a start for any network that can be traced."""
 
     def __init__(self, stored: Checkpoint, evidence: dict[str, Any] | None = None) -> None:
-        self.checkpoint = stored
+        super().__init__(stored, evidence)
         self.hypernetwork = hypernetwork_of(stored)
-        self._evidence = evidence
-
-    @property
-    def name(self) -> str:
-        """The card's."""
-        return self.card.name
-
-    @property
-    def card(self) -> Card:
-        """The hypernetwork's own card."""
-        return self.checkpoint.card
-
-    @property
-    def evidence(self) -> dict[str, Any] | None:
-        """The hypernetwork's evidence, if any lies beside it."""
-        return self._evidence
 
     def predict(
         self, graph: ArchitectureGraph, *, seed: int | None = None, exact: bool = False

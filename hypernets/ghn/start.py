@@ -148,6 +148,29 @@ class NetworkStart(ABC):
         return run_routine(network, task, routine, {}, progress)
 
 
+class Stored:
+    """A hypernetwork that lies in a checkpoint: what its card and its evidence say of it."""
+
+    def __init__(self, stored: Checkpoint, evidence: dict[str, Any] | None) -> None:
+        self.checkpoint = stored
+        self._evidence = evidence
+
+    @property
+    def name(self) -> str:
+        """The card's."""
+        return self.card.name
+
+    @property
+    def card(self) -> Card:
+        """The hypernetwork's own card."""
+        return self.checkpoint.card
+
+    @property
+    def evidence(self) -> dict[str, Any] | None:
+        """The hypernetwork's evidence, if any lies beside it."""
+        return self._evidence
+
+
 class GraphStart(NetworkStart):
     """A start that knows of a network what its architecture graph says, and nothing else."""
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from metainit.domains.seeding import generator_of
 from metainit.errors import MismatchError
+from metainit.fill import fill_parameters
 from metainit.initialization import load
 
 Predict = Callable[[nn.Module, int], Mapping[str, Tensor]]
@@ -40,7 +41,7 @@ def predicted(predict: Predict, name: str = "predicted") -> Start:
     """
 
     def fill(network: nn.Module, seed: int) -> None:
-        fill_parameters(network, predict(network, seed), name)
+        _filled(network, predict(network, seed), name)
 
     return Start(name, fill)
 
@@ -59,7 +60,7 @@ def scale_only(predict: Predict, name: str = "scale_only") -> Start:
             centre = flat.mean() if value.dim() < 2 else torch.zeros(())
             noise = torch.randn(value.shape, generator=generator_of("scale only", seed, key))
             drawn[key] = centre + flat.std(correction=0) * noise
-        fill_parameters(network, drawn, name)
+        _filled(network, drawn, name)
 
     return Start(name, fill)
 
@@ -78,32 +79,15 @@ def analytic(source: str) -> Start:
     return Start(source, fill)
 
 
-def fill_parameters(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy a value into each of the network's parameters, in place; buffers stay.
+def _filled(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Fill every parameter in place.
 
     Raises:
         MismatchError: a parameter has no value, or one of another shape, or one that is not finite, or a
             value has no parameter; nothing is changed.
-
-    Example:
-        >>> fill_parameters(nn.Linear(1, 1), {'weight': torch.zeros(1, 1)}, 'zeros')
-        Traceback (most recent call last):
-        ...
-        metainit.errors.MismatchError: zeros does not fit this Linear: no value for bias; nothing was filled
     """
-    parameters = dict(network.named_parameters())
-    common = [name for name in parameters if name in weights]
-    problems = {
-        "no value for": [name for name in parameters if name not in weights],
-        "no parameter called": sorted(set(weights) - set(parameters)),
-        "another shape of": [name for name in common if weights[name].shape != parameters[name].shape],
-        "not finite:": [name for name in common if not weights[name].isfinite().all()],
-    }
-    said = "; ".join(f"{problem} {', '.join(names)}" for problem, names in problems.items() if names)
-    if said:
+    if bad := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise MismatchError(
-            f"{source} does not fit this {type(network).__name__}: {said}; nothing was filled"
+            f"{source} is not finite: {', '.join(bad)}; nothing was filled: use another start"
         )
-    with torch.no_grad():
-        for name, value in parameters.items():
-            value.copy_(weights[name])
+    fill_parameters(network, weights, (), source)

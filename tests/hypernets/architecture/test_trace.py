@@ -280,7 +280,7 @@ def test_a_network_that_evaluates_only() -> None:
     class Evaluates(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             if self.training:
-                raise NotImplementedError
+                raise RuntimeError("this network can only be evaluated")
             return super().forward(x)
 
     assert kinds(trace(Evaluates(4, 2), torch.randn(2, 4)))[1] is Operation.LINEAR

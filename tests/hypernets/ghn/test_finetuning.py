@@ -10,7 +10,7 @@ from torch.nn import functional
 from hypernets.architecture.space import SpaceConfig, build_architecture, distinct
 from hypernets.ghn.evidence import measure_predictor
 from hypernets.ghn.finetuning import FineTuning, accuracy, choose_step_sizes, finetune, tuned_curves
-from hypernets.ghn.starts import analytic, fill_parameters, predicted, scale_only
+from hypernets.ghn.starts import analytic, predicted, scale_only
 from metainit.domains.labelled_images import LabelledImagesConfig, read_labelled_images
 from metainit.errors import MismatchError, RecipeError
 from metainit.evidence.report import plot_curves, text_table
@@ -109,9 +109,12 @@ def test_scale_only_keeps_each_tensor_s_scale_and_nothing_else():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"weight": torch.ones(1, 2)}, "no value for bias"),
-        ({"weight": torch.ones(2, 1), "bias": torch.ones(1)}, "another shape of weight"),
-        ({"weight": torch.ones(1, 2), "bias": torch.ones(1), "b": torch.ones(1)}, "no parameter called b"),
+        ({"weight": torch.ones(1, 2)}, "missing: bias"),
+        (
+            {"weight": torch.ones(2, 1), "bias": torch.ones(1)},
+            r"mis-shaped: weight \(2, 1\) \(expected \(1, 2\)\)",
+        ),
+        ({"weight": torch.ones(1, 2), "bias": torch.ones(1), "b": torch.ones(1)}, "unexpected: b"),
         ({"weight": torch.full((1, 2), torch.nan), "bias": torch.ones(1)}, "not finite: weight"),
     ],
 )
@@ -119,7 +122,7 @@ def test_filling_is_all_or_nothing(weights, message):
     layer = nn.Linear(2, 1)
     before = copy.deepcopy(layer.state_dict())
     with pytest.raises(MismatchError, match=message):
-        fill_parameters(layer, weights, "prediction")
+        predicted(lambda network, seed: weights).fill(layer, 0)
     assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
 
 
