@@ -225,7 +225,8 @@ def describe(node: Node) -> str:
         groups = node.groups, 1
         outer, inner = weight.matrix[:2]
         out_groups, in_groups = groups if weight.transposed else groups[::-1]
-        words.append(f"{inner * in_groups}→{outer * out_groups}")
+        over_map = "".join(f"x{side}" for side in weight.spatial) if weight.spatial != (1, 1) else ""
+        words.append(f"{inner * in_groups}{over_map}→{outer * out_groups}")
     elif weight and weight.role is Role.TABLE:
         words.append("x".join(map(str, weight.shape)))
     return " ".join(word for word in words if word)

@@ -73,6 +73,7 @@ def test_every_operation_has_a_colour() -> None:
         (Node(Operation.TRANSPOSED_CONV, (Parameter("w", (8, 2, 2, 2), Role.WEIGHT, True),), 2, 2),
          "transposed conv 2x2/2 8→4"),
         (Node(Operation.LINEAR, (Parameter("w", (8, 4), Role.WEIGHT, True),)), "linear 8→4"),
+        (Node(Operation.LINEAR, (Parameter("w", (10, 784), Role.WEIGHT, spatial=(7, 7)),)), "linear 16x7x7→10"),
         (Node(Operation.EMBEDDING, (Parameter("w", (10, 4), Role.TABLE),)), "embedding 10x4"),
         (Node(Operation.MAX_POOL, kernel=3, stride=2), "max pool 3/2"),
         (Node(Operation.BATCH_NORM, (Parameter("w", (8,), Role.NORM_WEIGHT),)), "batch norm"),
