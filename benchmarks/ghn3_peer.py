@@ -30,7 +30,8 @@ from torch.nn import functional
 
 from benchmarks.cells import Cells, machine
 from benchmarks.peers import ghn3_reference as reference
-from hypernets.architecture.space import SpaceConfig, build_architecture, sample
+from hypernets.architecture.space import build_architecture, sample
+from hypernets.architecture.space_ranges import SpaceConfig
 from hypernets.ghn.ghn3_config import SIZES, Ghn3Config
 from hypernets.ghn.ghn3_graph import graph_of
 from hypernets.ghn.ghn3_network import Ghn3

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.segmentation_cost import INNER, SIZE, STEPS, TASKS, tasks
 from benchmarks.segmentation_starts import network_spec
-from hypernets.architecture.space import SpaceConfig
+from hypernets.architecture.space_ranges import SpaceConfig
 from hypernets.ghn.config import GhnConfig
 from hypernets.ghn.model import Ghn
 from hypernets.ghn.training import GhnTraining, TrainingConfig

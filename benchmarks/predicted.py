@@ -21,14 +21,8 @@ from torch.nn import functional
 
 from benchmarks.cells import Cells, cpu_seconds, machine
 from benchmarks.predicted_starts import SPACES, image_config, trained
-from hypernets.architecture.space import (
-    SpaceConfig,
-    build_architecture,
-    distinct,
-    identity,
-    larger,
-    recombined,
-)
+from hypernets.architecture.space import build_architecture, distinct, identity
+from hypernets.architecture.space_ranges import SpaceConfig, larger, recombined
 from hypernets.ghn.finetuning import Choice, FineTuning, choose_step_sizes, filled, tuned_curves
 from hypernets.ghn.starts import Start, analytic, predicted, scale_only
 from metainit import probe

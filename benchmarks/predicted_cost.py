@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cells import Cells, machine
-from hypernets.architecture.space import SpaceConfig, build_architecture, sample
+from hypernets.architecture.space import build_architecture, sample
+from hypernets.architecture.space_ranges import SpaceConfig
 from hypernets.architecture.trace import trace
 from hypernets.ghn.config import GhnConfig
 from hypernets.ghn.model import Ghn

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks.cells import WEIGHTS, cpu_seconds, data_set, machine
-from hypernets.architecture.space import SpaceConfig, TransformerRanges
+from hypernets.architecture.space_ranges import SpaceConfig, TransformerRanges
 from hypernets.architecture.trace import trace
 from hypernets.ghn.config import GhnConfig
 from hypernets.ghn.model import Ghn

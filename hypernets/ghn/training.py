@@ -21,7 +21,8 @@ from torch.nn.functional import cross_entropy
 from torch_geometric.data import Data
 
 from hypernets.architecture.graph import ArchitectureGraph
-from hypernets.architecture.space import SpaceConfig, build_architecture, sample
+from hypernets.architecture.space import build_architecture, sample
+from hypernets.architecture.space_ranges import SpaceConfig
 from hypernets.architecture.trace import trace
 from hypernets.ghn.model import Ghn
 from metainit.card import Record

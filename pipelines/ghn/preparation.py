@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from pydantic import ValidationError
 
-from hypernets.architecture.space import SpaceConfig
+from hypernets.architecture.space_ranges import SpaceConfig
 from hypernets.ghn.model import Ghn
 from metainit.card import DataSource
 from metainit.domains.labelled_images import LabelledImages, read_labelled_images

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_serializer, model_validator
 
-from hypernets.architecture.space import SpaceConfig
+from hypernets.architecture.space_ranges import SpaceConfig
 from hypernets.ghn.config import GhnConfig
 from hypernets.ghn.training import TrainingConfig
 from metainit.domains.labelled_images import DIGITS, LabelledImagesConfig

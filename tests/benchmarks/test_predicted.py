@@ -14,7 +14,7 @@ from torch.nn import functional
 from benchmarks import cells as storage
 from benchmarks.predicted import STARTS, Plan, choose, probes, run
 from benchmarks.predicted_tables import accuracies, table
-from hypernets.architecture.space import SpaceConfig
+from hypernets.architecture.space_ranges import SpaceConfig
 from hypernets.ghn.finetuning import FineTuning
 from metainit.domains.labelled_images import LabelledImagesConfig, read_labelled_images
 from metainit.errors import DataError

@@ -10,20 +10,16 @@ from torch.utils.flop_counter import FlopCounterMode
 import metainit
 from hypernets.architecture.space import (
     FAMILIES,
-    HELD_OUT,
-    ConvRanges,
-    SpaceConfig,
     build_architecture,
     combinations_of,
     cost_of,
     distinct,
     identity,
-    larger,
-    recombined,
     sample,
     split_of,
 )
 from hypernets.architecture.space_networks import ACTIVATIONS, IMAGE_NORMALIZATIONS, ConvArguments
+from hypernets.architecture.space_ranges import HELD_OUT, ConvRanges, SpaceConfig, larger, recombined
 from metainit.card import Spec
 from metainit.errors import RecipeError
 

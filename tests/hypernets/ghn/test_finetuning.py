@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hypernets.architecture.space import SpaceConfig, build_architecture, distinct
+from hypernets.architecture.space import build_architecture, distinct
+from hypernets.architecture.space_ranges import SpaceConfig
 from hypernets.ghn.evidence import measure_predictor
 from hypernets.ghn.finetuning import FineTuning, accuracy, choose_step_sizes, finetune, tuned_curves
 from hypernets.ghn.starts import analytic, predicted, scale_only

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from hypernets.architecture.space import SpaceConfig
+from hypernets.architecture.space_ranges import SpaceConfig
 from hypernets.ghn.config import GhnConfig
 from hypernets.ghn.model import Ghn
 from hypernets.ghn.training import GhnTraining, TrainingConfig, schedule
