@@ -112,11 +112,7 @@ class Analytic:
         progress: Progress | None = None,
     ) -> nn.Module:
         """Fit the network to a task, in place; the routine must be given."""
-        if routine is None:
-            raise SourceError(
-                f"{self.card.name!r} has no adaptation routine: pass routine=AdaptationRoutine(...)"
-            )
-        return run_routine(network, task, routine, {}, progress)
+        return run_given(self.card.name, network, task, routine, progress)
 
 
 class Prior:
@@ -201,6 +197,24 @@ def run_routine(
         for name, value in parameters.items():
             value.copy_(last[name])
     return network
+
+
+def run_given(
+    name: str,
+    network: nn.Module,
+    task: Task,
+    routine: AdaptationRoutine | None,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Run a routine that the caller has to give, since the start `name` has none of its own.
+
+    Raises:
+        DivergenceError: the loss is not finite; the network keeps the weights it had.
+        SourceError: no routine is given, or the task holds more than one thing to fit.
+    """
+    if routine is None:
+        raise SourceError(f"{name!r} has no adaptation routine: pass routine=AdaptationRoutine(...)")
+    return run_routine(network, task, routine, {}, progress)
 
 
 def load(source: str | Path) -> Initialization:

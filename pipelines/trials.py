@@ -56,7 +56,11 @@ def setup_of(
         n for n, v in (("domain", spec), ("network", card.network), ("routine", card.routine)) if not v
     ]
     if spec is None or missing:
-        raise SourceError(f"the card of {card.name!r} names no {', no '.join(missing)}, which a search needs")
+        raise SourceError(
+            f"the card of {card.name!r} (kind {card.kind}) names no {', no '.join(missing)}, which a search "
+            "needs: only priors have a routine to search; `metainit measure` and `metainit.probe` find step "
+            "sizes for other starts"
+        )
     if data is not None:
         kept = {k: v for k, v in spec.arguments.items() if k not in (*PLACES, "bundled")}
         spec = Spec(name=spec.name, arguments={**kept, DATA: data})

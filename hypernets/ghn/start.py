@@ -18,7 +18,7 @@ from metainit.card import AdaptationRoutine, Card
 from metainit.checkpoint import Checkpoint
 from metainit.errors import SourceError
 from metainit.fill import fill_parameters, refuse_trained
-from metainit.initialization import run_routine
+from metainit.initialization import run_given
 from metainit.recalibration import Recalibration, recalibrate
 
 _log = logging.getLogger(__name__)
@@ -143,9 +143,7 @@ class NetworkStart(ABC):
         progress: Progress | None = None,
     ) -> nn.Module:
         """Fit the network to a task, in place; the routine must be given."""
-        if routine is None:
-            raise SourceError(f"{self.name!r} has no adaptation routine: pass routine=AdaptationRoutine(...)")
-        return run_routine(network, task, routine, {}, progress)
+        return run_given(self.name, network, task, routine, progress)
 
 
 class Stored:
