@@ -8,29 +8,23 @@ processes.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 import httpx
-from filelock import FileLock, Timeout
 
-from metainit.bounded import MAX_EVIDENCE_BYTES, parse_object, read_object
+from metainit.bounded import MAX_EVIDENCE_BYTES, parse_object
 from metainit.card import canonical_json
 from metainit.errors import CheckpointError, EndpointError
+from metainit.kept import SHA256, Kept, copied
 from metainit.places import cache_folder
 from metainit.references import Reference, parse_url
-from metainit.transfer import Blob, Retry, Transfer, check, file_sha256
+from metainit.transfer import Blob, Retry, Transfer, check
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +38,6 @@ PATIENT = Retry()
 PREDICTION_TIMEOUT = httpx.Timeout(connect=5.0, read=180.0, write=30.0, pool=5.0)
 KIND_HEADER = "x-metainit-kind"
 """What the answer for some weights says of their kind."""
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _TAG = re.compile(r'"(?P<sha256>[0-9a-f]{64})"')
 
 
@@ -128,7 +121,7 @@ class Client:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise EndpointError(f"{url!r} is no endpoint; expected e.g. http://127.0.0.1:8000")
         self.url = url.rstrip("/")
-        self._cache = (cache or cache_folder(CACHE)).absolute()
+        self._kept = Kept(cache or cache_folder(CACHE))
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else None,
             timeout=httpx.Timeout(connect=5.0, read=30.0, write=30.0, pool=5.0),
@@ -192,23 +185,16 @@ class Client:
             EndpointError: it does not exist, the endpoint cannot be reached, or the disk is full.
         """
         where = self._reference(reference)
-        kept = self._memo_path(where).with_suffix(f".{sha256}.json")
+        address = self._address(where)
         try:
-            found = read_object(kept).get("evidence")
+            found = self._kept.evidence(address, sha256).get("evidence")
         except CheckpointError:  # none is kept, or it was damaged: ask again
             shown = self.show(reference)
             if shown.get("sha256") != sha256:
                 return None
             found = shown.get("evidence")
-            try:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                with _temporary(kept) as temporary:
-                    temporary.write_text(json.dumps({"evidence": found}))
-            except OSError as error:
-                raise EndpointError(
-                    f"cannot keep the evidence of {where}: {error.strerror or error} ({kept}); free some "
-                    "space or point METAINIT_CACHE elsewhere"
-                ) from error
+            with self._kept.storing(f"the evidence of {where}"):
+                self._kept.keep_evidence(address, sha256, found)
         return found if isinstance(found, dict) else None
 
     def fetch(self, reference: str, path: str | Path | None = None) -> Path:
@@ -231,23 +217,23 @@ class Client:
             EndpointError: it does not exist, or the endpoint cannot be reached.
         """
         where = self._reference(reference)
-        with self._storing(where):
-            known = self._remembered(where)
+        with self._kept.storing(where):
+            known = self._kept.remembered(self._address(where))
         if known is not None and where.version is not None:
-            return Located(where, self._blob_path(known))
+            return Located(where, self._kept.file(known))
         return self._transfer.attempt(lambda: self._locate(where, known))
 
     def fetched(self, located: Located, path: str | Path | None = None) -> Path:
         """Return the verified file of what was located, as `fetch` does."""
         where = located.reference
-        with self._storing(where):
+        with self._kept.storing(where):
             if located.blob is not None:
                 blob = self._brought(located.blob, where)
-                self._remember(where, located.blob.sha256)
+                self._kept.remember(self._address(where), located.blob.sha256)
             else:
                 assert located.path is not None
                 blob = located.path
-            return blob if path is None else _copy(blob, Path(path))
+            return blob if path is None else copied(blob, Path(path))
 
     def blob(self, sha256: str) -> Path:
         """Return the verified file of a blob; one that is in the cache needs no endpoint.
@@ -255,12 +241,11 @@ class Client:
         Raises:
             EndpointError: as for `fetch`.
         """
-        if not _SHA256.fullmatch(sha256):
+        if not SHA256.fullmatch(sha256):
             raise EndpointError(f"{sha256!r} is no SHA-256; expected 64 hexadecimal digits")
-        path = self._blob_path(sha256)
-        with self._storing(sha256):
-            if path.is_file() and file_sha256(path) == sha256:
-                return path
+        with self._kept.storing(sha256):
+            if self._kept.has(sha256):
+                return self._kept.file(sha256)
             url = f"{self.url}/v1/blobs/{sha256}"
             size = self._transfer.attempt(lambda: self._measured(url))
             return self._brought(Blob(sha256, size, url), sha256)
@@ -285,11 +270,11 @@ class Client:
         content = canonical_json({"graph": graph, "seed": seed, "exact": exact}).encode()
         answer = parse_object(self._transfer.attempt(lambda: self._posted(url, content)), url)
         sha256, size = answer.get("sha256"), answer.get("size")
-        if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256) or type(size) is not int:
+        if not isinstance(sha256, str) or not SHA256.fullmatch(sha256) or type(size) is not int:
             raise EndpointError(f"{url} gave no SHA-256 and size; is this a metainit endpoint?")
         if not 0 < size <= MAX_BYTES:
             raise EndpointError(f"{url} announces {size} bytes, expected at most {MAX_BYTES}")
-        with self._storing(where):
+        with self._kept.storing(where):
             return self._brought(Blob(sha256, size, f"{self.url}/v1/blobs/{sha256}"), where)
 
     def predict(
@@ -337,61 +322,11 @@ class Client:
             raise EndpointError(f"{text} is not on {self.url}; make a Client of {base}")
         return reference
 
-    def _blob_path(self, sha256: str) -> Path:
-        return self._cache / "blobs" / f"{sha256}.safetensors"
-
-    def _memo_path(self, reference: Reference) -> Path:
-        address = hashlib.sha256(f"{self.url}{reference.path}".encode()).hexdigest()
-        return self._cache / "references" / f"{address}.json"
-
-    def _remembered(self, reference: Reference) -> str | None:
-        """SHA-256 of what a reference meant when last fetched, if that file is still good."""
-        try:
-            sha256 = json.loads(self._memo_path(reference).read_text())["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
-            return None
-        path = self._blob_path(sha256)
-        if not path.is_file():
-            return None
-        if file_sha256(path) == sha256:
-            return sha256
-        path.unlink(missing_ok=True)
-        return None
-
-    def _remember(self, reference: Reference, sha256: str) -> None:
-        path = self._memo_path(reference)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary(path) as temporary:
-            temporary.write_text(json.dumps({"url": f"{self.url}{reference.path}", "sha256": sha256}))
+    def _address(self, reference: Reference) -> str:
+        return f"{self.url}{reference.path}"
 
     def _brought(self, blob: Blob, what: object) -> Path:
-        """Return the file of a blob in the cache, downloading it where it is not there."""
-        path = self._blob_path(blob.sha256)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(path.with_suffix(".lock"), timeout=600):
-                if not path.is_file() or file_sha256(path) != blob.sha256:
-                    self._transfer.download(blob, path)
-        except Timeout as error:
-            raise EndpointError(
-                f"another process has been fetching {what} for 10 minutes; "
-                f"if none is, delete {error.lock_file}"
-            ) from error
-        return path
-
-    @contextmanager
-    def _storing(self, what: object) -> Iterator[None]:
-        """Turn what the disk refuses into an error that says what to do."""
-        try:
-            yield
-        except OSError as error:
-            raise EndpointError(
-                f"cannot store {what}: {error.strerror or error} "
-                f"({error.filename or self._cache}); what has arrived is kept: free some space or "
-                "point METAINIT_CACHE elsewhere, and call again"
-            ) from error
+        return self._kept.brought(blob, what, self._transfer.download)
 
     def _measured(self, url: str) -> int:
         """Ask for the size of what lies at an address."""
@@ -416,7 +351,7 @@ class Client:
         url = f"{self.url}{reference.path}/weights"
         response = self._http.head(url, headers={"If-None-Match": f'"{known}"'} if known else {})
         if response.status_code == 304 and known:
-            return Located(reference, self._blob_path(known))
+            return Located(reference, self._kept.file(known))
         if response.status_code >= 400:  # a HEAD has no body: ask for the reason
             check(self._http.get(f"{self.url}{reference.path}"))
         check(response)
@@ -461,24 +396,3 @@ class Client:
         if ours.query == theirs.query:
             raise EndpointError(f"{url} names itself as the next page; is this a metainit endpoint?")
         return f"{self.url}/v1/inits?{theirs.query}"
-
-
-def _copy(source: Path, target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(target) as temporary:
-        shutil.copyfile(source, temporary)
-    return target
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when the block ends well, and is gone otherwise."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -166,7 +166,7 @@ def test_an_answer_for_another_graph_is_refused(client: Client, wire: Watched) -
             return httpx.Response(201, json={**found.json(), **kept})
         return found
 
-    path = next((client._cache / "blobs").glob("*.safetensors"))
+    path = next((client._kept.folder / "blobs").glob("*.safetensors"))
     kept = {"sha256": path.stem, "size": path.stat().st_size}
     wire.inner.handle_request = swapped  # type: ignore[method-assign]
     assert "answered for the graph" in refused(client, network(), seed=1)
@@ -175,7 +175,7 @@ def test_an_answer_for_another_graph_is_refused(client: Client, wire: Watched) -
 
 def test_a_prediction_is_a_start_by_itself(client: Client, tmp_path: Path) -> None:
     filled = client.predict(network(), "digits", example_inputs=INPUTS, seed=3, keep=["4.bias"])
-    path = next((client._cache / "blobs").glob("*.safetensors"))
+    path = next((client._kept.folder / "blobs").glob("*.safetensors"))
     assert client.blob(path.stem) == path
     start = metainit.load(path)
     fresh = start.init_(network())

@@ -1,0 +1,143 @@
+"""The client's cache: content-addressed files, shared by all of a user's processes.
+
+``blobs/<sha256>.safetensors`` are what was fetched, ``references/<hash of the address>.json`` say which of
+them an address meant when it was last asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from metainit.bounded import read_object
+from metainit.errors import EndpointError
+from metainit.transfer import Blob, file_sha256
+
+WAIT = 600
+"""How many seconds to wait for another process that fetches the same."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Kept:
+    """What was fetched and is kept in a folder, under addresses of endpoints.
+
+    Example:
+        >>> kept = Kept(Path('cache'))
+        >>> kept.remembered('http://127.0.0.1:8000/v1/inits/faces') is None
+        True
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+
+    def file(self, sha256: str) -> Path:
+        """Return where the file of a blob lies, or would lie."""
+        return self.folder / "blobs" / f"{sha256}.safetensors"
+
+    def has(self, sha256: str) -> bool:
+        """Return whether the file of a blob is there and good."""
+        path = self.file(sha256)
+        return path.is_file() and file_sha256(path) == sha256
+
+    def remembered(self, address: str) -> str | None:
+        """Return the SHA-256 of what an address meant when last fetched, if that file is still good."""
+        try:
+            sha256 = json.loads(self._memo(address).read_text())["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
+            return None
+        if self.has(sha256):
+            return sha256
+        self.file(sha256).unlink(missing_ok=True)
+        return None
+
+    def remember(self, address: str, sha256: str) -> None:
+        """Write down what an address means now."""
+        self._write(self._memo(address), {"url": address, "sha256": sha256})
+
+    def evidence(self, address: str, sha256: str) -> dict[str, Any]:
+        """Return what `keep_evidence` wrote, as ``{"evidence": ...}``.
+
+        Raises:
+            CheckpointError: none is kept, or it was damaged.
+        """
+        return read_object(self._evidence(address, sha256))
+
+    def keep_evidence(self, address: str, sha256: str, evidence: Any) -> None:
+        """Keep the evidence of an address for the weights that it meant."""
+        self._write(self._evidence(address, sha256), {"evidence": evidence})
+
+    def brought(self, blob: Blob, what: object, download: Callable[[Blob, Path], None]) -> Path:
+        """Return the file of a blob, downloaded where it is not there; one process at a time.
+
+        Raises:
+            EndpointError: another process has been fetching it for too long.
+        """
+        path = self.file(blob.sha256)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(path.with_suffix(".lock"), timeout=WAIT):
+                if not self.has(blob.sha256):
+                    download(blob, path)
+        except Timeout as error:
+            raise EndpointError(
+                f"another process has been fetching {what} for {WAIT // 60} minutes; "
+                f"if none is, delete {error.lock_file}"
+            ) from error
+        return path
+
+    @contextmanager
+    def storing(self, what: object) -> Iterator[None]:
+        """Turn what the disk refuses into an error that says what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise EndpointError(
+                f"cannot store {what}: {error.strerror or error} "
+                f"({error.filename or self.folder}); what has arrived is kept: free some space or "
+                "point METAINIT_CACHE elsewhere, and call again"
+            ) from error
+
+    def _memo(self, address: str) -> Path:
+        return self.folder / "references" / f"{hashlib.sha256(address.encode()).hexdigest()}.json"
+
+    def _evidence(self, address: str, sha256: str) -> Path:
+        return self._memo(address).with_suffix(f".{sha256}.json")
+
+    def _write(self, path: Path, value: dict[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary(path) as written:
+            written.write_text(json.dumps(value))
+
+
+def copied(source: Path, target: Path) -> Path:
+    """Copy a file; the target is whole or as it was."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with temporary(target) as written:
+        shutil.copyfile(source, written)
+    return target
+
+
+@contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """Yield a file beside `path` that takes its place when the block ends well, and is gone otherwise."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}", suffix=".part")
+    os.close(handle)
+    written = Path(name)
+    try:
+        yield written
+        written.chmod(0o644)
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
