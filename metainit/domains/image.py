@@ -18,7 +18,7 @@ from metainit.card import Record
 from metainit.domains import images as reading
 from metainit.domains import signal
 from metainit.domains.base import Predict, Split, TaskBatch, Tensors
-from metainit.domains.grid import pixel_grid, stratified_pixels
+from metainit.domains.grid import pixel_grid, pixels_at, stratified_pixels
 from metainit.domains.images import Array, NamedImage
 from metainit.domains.seeding import generator_of
 from metainit.errors import DataError
@@ -222,6 +222,14 @@ class ImageDomain:
     def observation(self, count: int) -> Tensor:
         """Return some training images at `example_inputs`, ``(count, height * width, channels)``."""
         return self._training_pixels(generator_of(0, 0, "train"), count)[0].flatten(1, 2)
+
+    def observed(self, support: Tensors, shared: Tensors) -> Tensor:
+        """Return the pixels that the support shows ``(T, height, width, channels)``, 0 for the others."""
+        config, values = self.config, support["values"]
+        seen = values * support["known"] if "known" in support else values
+        at = pixels_at(shared["support_coordinates"], config.height, config.width)
+        canvas = values.new_zeros(len(values), config.height * config.width, config.channels)
+        return canvas.index_copy(1, at, seen).reshape(-1, config.height, config.width, config.channels)
 
     def render(self, predict: Predict, query: Tensors, shared: Tensors) -> Tensor:
         """Return the image ``(height, width, channels)``, clamped to [0, 1]."""
