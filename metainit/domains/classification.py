@@ -40,12 +40,8 @@ class ClassificationConfig(LabelledImagesConfig):
     training says itself which are for test. `held_out_tasks`: number of validation and of test tasks.
 
     Example:
-        >>> ClassificationConfig(ways=1)
-        Traceback (most recent call last):
-        ...
-        pydantic_core._pydantic_core.ValidationError: 1 validation error for ClassificationConfig
-        ways
-          Input should be greater than or equal to 2 [type=greater_than_equal, input_value=1, input_type=int]
+        >>> ClassificationConfig(held_out='classes').ways
+        5
     """
 
     ways: int = Field(default=5, ge=2, le=1000)
