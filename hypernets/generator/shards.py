@@ -2,8 +2,8 @@
 
 Tensors: ``deltas`` ``(n, size)`` float32, the fits minus the base; ``losses`` and ``start_losses`` ``(n,)``,
 each fit's support loss in the end and that of the base; ``metric`` ``(n,)``; ``condition.<kind>``
-``(n, ...)``. The header has one metadata key, whose canonical JSON says what the shard belongs to and names the
-fits.
+``(n, ...)``. The header has one metadata key, whose canonical JSON says what the shard belongs to and names
+the fits.
 """
 
 from __future__ import annotations
