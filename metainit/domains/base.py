@@ -180,3 +180,19 @@ class Observing(Protocol):
         An image with zeros where pixels are not known, a sinogram, or examples in the order of their labels.
         """
         ...
+
+
+@runtime_checkable
+class Enumerable(Protocol):
+    """A domain whose tasks can be gone through in a fixed order, those for training too."""
+
+    def size(self, split: Split) -> int | None:
+        """Return the number of different tasks in a split, or None if there is no end of them."""
+        ...
+
+    def enumerated(self, split: Split, start: int, count: int) -> TaskBatch:
+        """Return tasks number `start` to ``start + count - 1``, or fewer where the split ends.
+
+        Where a split has a size, each of its tasks comes once on the way through it, as it is.
+        """
+        ...
