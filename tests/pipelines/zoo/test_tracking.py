@@ -153,6 +153,7 @@ def test_a_priors_recipe_stands_for_its_champion_and_is_trained_where_there_is_n
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_zoo_on_ray_is_the_plain_zoo(tmp_path: Path, home: Path) -> None:
     recipe = recipe_of(tmp_path)
     base = Path(recipe.prior)
