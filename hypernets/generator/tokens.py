@@ -129,7 +129,7 @@ def gather(vectors: Tensor, index: Tensor) -> Tensor:
 def _neurons(values: Sequence[Tensor], size: int) -> list[Tensor]:
     """Return rows ``(neurons, piece)`` of values that share a leading size, cut into pieces."""
     grouped: dict[int, list[Tensor]] = {}
-    for value in values:
+    for value in filter(Tensor.numel, values):
         rows = value.reshape(value.shape[0] if value.dim() else 1, -1)
         grouped.setdefault(len(rows), []).append(rows)
     return [piece for group in grouped.values() for piece in _cut(torch.cat(group, -1), size)]

@@ -47,10 +47,7 @@ def test_any_network_comes_back_bit_by_bit(name: str, kind: TokenKind) -> None:
     assert encoded.shape == (2, len(tokens), tokens.index.shape[1])
     assert tokens.index.shape[1] <= 37
     assert torch.equal(tokens.decode(encoded).view(torch.int32), vectors.view(torch.int32))
-    assert torch.equal(
-        encoded.view(torch.int32)[:, ~tokens.mask],
-        torch.zeros_like(bits[:, :1]).int().expand(2, int((~tokens.mask).sum())),
-    )
+    assert not encoded.view(torch.int32)[:, ~tokens.mask].any()
     assert tokens.mask.sum() == flat.size
     assert tokens.mask.any(-1).all()
 
