@@ -127,9 +127,9 @@ class GeneratorTraining:
         known = self.pairs.count if self.phase == "student" else len(self.values)
         indices = torch.randint(known, (count,), generator=drawn).to(self.values.device)
         parameters = list(self.active().values())
+        if not len(indices[share]):
+            return Gradient([torch.zeros_like(p) for p in parameters], self.values.new_zeros(()), 0)
         loss = self._losses(indices, drawn, share)
-        if not len(loss):
-            return Gradient([torch.zeros_like(p) for p in parameters], loss.sum(), 0)
         found = torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
         return Gradient(filled, loss.detach().sum(), len(loss))

@@ -38,7 +38,9 @@ CONFIG = GeneratorConfig(
 )
 
 
-def stored_of(base_network: nn.Module, config: GeneratorConfig = CONFIG, **card: object) -> checkpoint.Checkpoint:
+def stored_of(
+    base_network: nn.Module, config: GeneratorConfig = CONFIG, **card: object
+) -> checkpoint.Checkpoint:
     base = Base.of(base_network)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -222,7 +224,7 @@ def test_a_checkpoint_of_something_else_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"lacks the base's layers\.0\.bias"):
         start_of(replace(stored, tensors=fewer))
     fewer = {k: v for k, v in stored.tensors.items() if k != "generator.unit.mean"}
-    with pytest.raises(CheckpointError, match=r"not those of its generator.*unit\.mean"):
+    with pytest.raises(CheckpointError, match=r"(?s)not those of its generator.*unit\.mean"):
         start_of(replace(stored, tensors=fewer))
 
 
