@@ -19,7 +19,7 @@ from hypernets.generator.text import HashedNgrams
 from hypernets.generator.tokens import TokenLayout
 from hypernets.generator.transformer import TransformerDenoiser
 from metainit.errors import ConditionError, DataError
-from tests.hypernets.generator.zoos import LAYERS, LAYOUT
+from tests.hypernets.generator.gaussians import LAYERS, LAYOUT
 
 EVERY = ConditionConfig(
     classes=3, text="ngrams", observation=(2, 3, 1, 8, 8), encoder="examples", thumbnail=2
