@@ -22,7 +22,7 @@ demo: venv  ## Train, register, serve and use a prior on this machine (some minu
 	@$(BIN)/metainit demo
 
 test: lint  ## Lint, then the fast test suite with a shortened demo (under 8 minutes)
-	$(BIN)/python -m pytest --doctest-modules $(PACKAGES) tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --doctest-modules $(PACKAGES) tests
 
 test-slow: venv  ## The tests that are too slow for every change
 	$(BIN)/python -m pytest -m slow tests
