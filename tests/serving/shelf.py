@@ -108,9 +108,7 @@ class Shelf:
         meant = tuple(a for a, v in self.aliases.get(name, {}).items() if v == number)
         size = path.stat().st_size
         kind, method = self.cards[path].kind, self.cards[path].method.name
-        return Version(
-            name, number, meant, self.digests[path], size, kind, method, headline={"psnr": 30.0}
-        )
+        return Version(name, number, meant, self.digests[path], size, kind, method, headline={"psnr": 30.0})
 
     def _reach(self) -> None:
         if self.gone:
