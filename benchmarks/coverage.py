@@ -137,8 +137,8 @@ def table() -> str:
     """Return the results as a Markdown table."""
     values = Cells("coverage").values
     lines = [
-        "| network | carried | predicted, tiled / low_rank | skipped | elements skipped | nodes | recorded s | "
-        "exported s | same graph |",
+        "| network | carried | predicted, tiled / low_rank | skipped | elements skipped | nodes | "
+        "recorded s | exported s | same graph |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     measured = {name: values[name] for name in NETWORKS if name in values}
@@ -164,8 +164,8 @@ def table() -> str:
         for d in DECODERS
     )
     lines.append(
-        f"| all {len(measured)} | {carried}/{parameters} | {predicted} | {parameters - carried} | {share:.4%} | "
-        "| | | |"
+        f"| all {len(measured)} | {carried}/{parameters} | {predicted} | {parameters - carried} | "
+        f"{share:.4%} | | | | |"
     )
     return "\n".join(lines)
 

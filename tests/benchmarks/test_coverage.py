@@ -1,4 +1,4 @@
-"""The small networks of the coverage benchmark: every parameter is carried and predicted, or skipped for its reason."""
+"""The coverage benchmark's small networks: every parameter is carried and predicted, or has a reason."""
 
 from __future__ import annotations
 
