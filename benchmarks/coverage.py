@@ -1,4 +1,4 @@
-"""Which networks can be traced, how long it takes, and which of their parameters a graph carries.
+"""Which networks can be traced, how long it takes, which parameters a graph carries, and which get a value.
 
     pip install --target ZOO --no-deps -c constraints.txt -c constraints-bench.txt timm transformers \
         tokenizers huggingface_hub httpx2 httpcore2 truststore hf-xet regex
@@ -8,7 +8,8 @@
 The libraries go into a folder of their own, behind everything else on the path, so that no version that
 metainit is tested with changes. All networks have random weights. Seconds are CPU time on one thread, the
 least of three runs (wall-clock time is stored beside it); `exported` is one run of `torch.export` with the
-same steps after it. A tracer that fails says why.
+same steps after it. A tracer that fails says why. `predicted`: what two small hypernetworks with random
+weights, one for each decoder, give for the graph.
 """
 
 from __future__ import annotations
@@ -28,9 +29,14 @@ from benchmarks.cells import Cells, machine
 from benchmarks.coverage_networks import NETWORKS, Case
 from hypernets.architecture.graph import ArchitectureGraph
 from hypernets.architecture.trace import Traced, Tracer, trace, trace_fully
-from metainit.errors import GraphError
+from hypernets.ghn.config import GhnConfig
+from hypernets.ghn.model import DECODERS, Ghn
+from hypernets.ghn.prediction import predict
+from metainit.errors import GraphError, MismatchError
 
 REPEATS = 3
+SMALL = GhnConfig(width=16, heads=2, layers=1, block=8, kernel=3, rank=8, channels=256)
+"""Smaller than most layers both ways: blocks are repeated, kernels interpolated, and tables begin again."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -54,6 +60,27 @@ def compare(case: Case) -> dict[str, Any]:
     graph = trace(case.network, case.inputs)
     same = {"same_operations": kinds(exported.graph) == kinds(graph), "same_graph": exported.graph == graph}
     return used | same
+
+
+def predict_for(case: Case) -> dict[str, Any]:
+    """Predict a network's weights with each decoder, and count those that are finite and of their shape."""
+    graph = trace(case.network, case.inputs)
+    shapes = {name: tuple(p.shape) for name, p in case.network.named_parameters()}
+    return {decoder: _predicted(graph, shapes, decoder) for decoder in DECODERS}
+
+
+def _predicted(graph: ArchitectureGraph, shapes: dict[str, tuple[int, ...]], decoder: str) -> dict[str, Any]:
+    torch.manual_seed(0)
+    ghn = Ghn(GhnConfig.model_validate({**SMALL.model_dump(), "decoder": decoder}))
+    begin = time.process_time()
+    try:
+        weights = predict(ghn, graph, seed=0)
+    except MismatchError as error:
+        return {"error": str(error)[:300]}
+    seconds = time.process_time() - begin
+    sound = [n for n, w in weights.items() if tuple(w.shape) == shapes[n] and bool(torch.isfinite(w).all())]
+    missing = sorted(shapes.keys() - set(sound) - set(graph.skipped))
+    return {"predicted": len(sound), "missing": missing, "seconds": round(seconds, 3)}
 
 
 def timed(case: Case, tracer: Tracer) -> tuple[dict[str, float], Traced | str]:
@@ -101,23 +128,29 @@ def run(names: Sequence[str]) -> None:
     for name in names or NETWORKS:
         torch.manual_seed(0)
         cells.cell(f"{name}, exported", lambda name=name: compare(NETWORKS[name]()))
+    for name in names or NETWORKS:
+        torch.manual_seed(0)
+        cells.cell(f"predicted/{name}", lambda name=name: predict_for(NETWORKS[name]()))
 
 
 def table() -> str:
     """Return the results as a Markdown table."""
     values = Cells("coverage").values
     lines = [
-        "| network | carried | skipped | elements skipped | nodes | recorded s | exported s | same graph |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | carried | predicted, tiled / low_rank | skipped | elements skipped | nodes | "
+        "recorded s | exported s | same graph |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     measured = {name: values[name] for name in NETWORKS if name in values}
     for name, cell in measured.items():
         skipped = ", ".join(f"{count} {reason}" for reason, count in cell["skipped"].items()) or "0"
         peer = values.get(f"{name}, exported", {})
+        found = values.get(f"predicted/{name}", {})
         exported = f"{peer['seconds']:.2f}" if "seconds" in peer else "fails" if peer else "not measured"
         same = {True: "yes", False: "no", None: ""}[peer.get("same_graph")]
         lines.append(
-            f"| {name} | {cell['carried']}/{cell['parameters']} | {skipped} | "
+            f"| {name} | {cell['carried']}/{cell['parameters']} | "
+            f"{' / '.join(str(found[decoder].get('predicted', 'fails')) for decoder in found)} | {skipped} | "
             f"{cell['elements_skipped'] / cell['elements']:.2%} | {cell['nodes']} | {cell['seconds']:.3f} | "
             f"{exported} | {same} |"
         )
@@ -126,8 +159,13 @@ def table() -> str:
         for key in ("carried", "parameters", "elements_skipped", "elements")
     )
     share = left_out / elements
+    predicted = " / ".join(
+        str(sum(values.get(f"predicted/{name}", {}).get(d, {}).get("predicted", 0) for name in measured))
+        for d in DECODERS
+    )
     lines.append(
-        f"| all {len(measured)} | {carried}/{parameters} | {parameters - carried} | {share:.4%} | | | | |"
+        f"| all {len(measured)} | {carried}/{parameters} | {predicted} | {parameters - carried} | "
+        f"{share:.4%} | | | | |"
     )
     return "\n".join(lines)
 

@@ -114,11 +114,11 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.M
     return network
 
 
-def _refuse_unwritable(targets: Mapping[str, Tensor]) -> None:
-    """Raise where a tensor does not take values, or takes them and forgets them.
+def refuse_meta(targets: Mapping[str, Tensor]) -> None:
+    """Raise where a tensor has no storage.
 
     Raises:
-        MismatchError: one has no storage, or shares numbers between places, or was made for inference.
+        MismatchError: one lies on the meta device.
     """
     for name, value in sorted(targets.items()):
         if value.device.type == "meta":
@@ -126,6 +126,16 @@ def _refuse_unwritable(targets: Mapping[str, Tensor]) -> None:
                 f"the network lies on the meta device ({name} has no storage); nothing was filled: give it "
                 "storage first, network.to_empty(device='cpu'), and fill its buffers"
             )
+
+
+def _refuse_unwritable(targets: Mapping[str, Tensor]) -> None:
+    """Raise where a tensor does not take values, or takes them and forgets them.
+
+    Raises:
+        MismatchError: one has no storage, or shares numbers between places, or was made for inference.
+    """
+    refuse_meta(targets)
+    for name, value in sorted(targets.items()):
         if any(n > 1 and step == 0 for n, step in zip(value.shape, value.stride(), strict=True)):
             raise MismatchError(
                 f"{name} is expanded: several of its places share one number; nothing was filled: make it of "

@@ -18,7 +18,7 @@ from metainit.bounded import read_object
 from metainit.card import AdaptationRoutine, Card, Method
 from metainit.checkpoint import Checkpoint
 from metainit.errors import SourceError, suggestion
-from metainit.fill import fill, fill_parameters
+from metainit.fill import fill, fill_parameters, refuse_meta
 from metainit.initializers import INITIALIZERS, Context
 from metainit.meta.state import TaskLosses
 from metainit.networks import function_of
@@ -88,10 +88,12 @@ class Analytic:
         """Fill the network in place; without a seed it is drawn from torch's global random state.
 
         Raises:
-            MismatchError: the rule does not cover the network, or needs an argument; nothing is changed.
+            MismatchError: the rule does not cover the network, or needs an argument, or the network has no
+                storage; nothing is changed.
             SourceError: a condition is given, which no analytic rule takes.
         """
         _refuse_condition(condition, self.card.name)
+        refuse_meta(network.state_dict())
         drawn = int(torch.randint(2**62, ())) if seed is None else seed
         generator = torch.Generator().manual_seed(drawn)
         if all(value.device.type == "cpu" for value in network.state_dict().values()):

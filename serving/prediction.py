@@ -20,12 +20,15 @@ from metainit.card import canonical_json
 from metainit.errors import CheckpointError, EndpointError, MetainitError
 from pipelines.learner import code_version
 from serving.cache import Entry
+from serving.catalog import Facts
 from serving.predictions import Kept, Predictions
 from serving.predictor import Fault, Order, Predictor
 from serving.store import NotReady
 
 PREDICTING = ("ghn",)
 """Kinds of checkpoints that predict."""
+FROM_GRAPHS = ("ghn", "logah")
+"""Methods that need no more of a network than its graph; others walk the network itself."""
 
 
 class TooLarge(EndpointError):
@@ -98,7 +101,7 @@ class Predicting:
         """Predict with a version for the graph of a question.
 
         Raises:
-            NoPredictor: the version is no hypernetwork.
+            NoPredictor: the version is no hypernetwork, or one that does not predict from a graph alone.
             GraphError: the graph is not one, or above a limit.
             Busy: too many wait already.
             NotReady: the predictor cannot be reached, took too long, or the disk is full.
@@ -106,11 +109,7 @@ class Predicting:
             CheckpointError: the version does not hold a hypernetwork.
         """
         facts = entry.facts
-        if facts.kind not in PREDICTING:
-            raise NoPredictor(
-                f"{facts.reference} is a {facts.kind}, which predicts nothing: fetch its weights, or name a "
-                f"hypernetwork (kind {' or '.join(PREDICTING)})"
-            )
+        _require_predictor(facts)
         graph, text = await anyio.to_thread.run_sync(self._read, question.graph)
         seed = 0 if question.exact else question.seed
         order = Order(facts.reference, facts.sha256, str(entry.blob), text, seed, question.exact)
@@ -155,6 +154,26 @@ class Predicting:
             return await anyio.to_thread.run_sync(self._kept.keep, key, outcome.content)
         except CheckpointError as error:
             raise NotReady(f"the prediction cannot be kept: {error}") from error
+
+
+def _require_predictor(facts: Facts) -> None:
+    """Raise unless a version predicts from graphs, by what the registry says of it: nothing is opened.
+
+    Raises:
+        NoPredictor: it does not.
+    """
+    if facts.kind not in PREDICTING:
+        raise NoPredictor(
+            f"{facts.reference} is a {facts.kind}, which predicts nothing: fetch its weights, or name a "
+            f"hypernetwork (kind {' or '.join(PREDICTING)})"
+        )
+    if facts.method not in FROM_GRAPHS:
+        raise NoPredictor(
+            f"{facts.reference} was made by {facts.method}, which predicts from the network itself, not from "
+            f"its graph: fetch its weights (GET .../weights) and predict where the network is, with "
+            f"metainit.load(file).init_(network, example_inputs=...); methods {' and '.join(FROM_GRAPHS)} "
+            "predict here"
+        )
 
 
 def _key(order: Order) -> str:

@@ -14,6 +14,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from hypernets.ghn.attention_room import require_room
 from hypernets.ghn.ghn3_blocks import Wanted, class_blocks, kernel_blocks, vector_blocks
 from hypernets.ghn.ghn3_config import Ghn3Config, Word
 from hypernets.ghn.ghn3_decoder import ConvDecoder, VectorDecoder, positions, tile, tile_
@@ -55,9 +56,14 @@ class Ghn3(Encoder):
                 nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
 
     def vectors(self, graphs: Sequence[Ghn3Graph]) -> list[Tensor]:
-        """Encode graphs together: a vector ``(N, D)`` for each node of each."""
+        """Encode graphs together: a vector ``(N, D)`` for each node of each.
+
+        Raises:
+            GraphError: attention between all pairs of nodes would take too much memory; nothing is allocated.
+        """
         device = self.embed.weight.device
         sizes = [len(graph.words) for graph in graphs]
+        require_room(sizes, self.config.heads)
         shape = (len(graphs), max(sizes))
         words = torch.zeros(shape, dtype=torch.long)
         rows = torch.zeros(*shape, 4, dtype=torch.long)

@@ -11,6 +11,7 @@ from torch_geometric.data import Batch, Data
 
 from hypernets.architecture.features import to_data
 from hypernets.architecture.graph import ArchitectureGraph
+from hypernets.ghn.attention_room import require_room
 from hypernets.ghn.config import GhnConfig
 from hypernets.ghn.encoder import Encoder
 from hypernets.ghn.low_rank import LowRankDecoder
@@ -46,7 +47,11 @@ class Ghn(nn.Module):
         """Return the states of all parameters of all graphs, (T, D).
 
         `data`: what `features` gives for the graphs, where the caller keeps it.
+
+        Raises:
+            GraphError: attention between all pairs of nodes would take too much memory; nothing is allocated.
         """
+        require_room([len(graph.nodes) for graph in graphs], self.config.heads)
         batch = Batch.from_data_list(list(data) if data is not None else [self.features(g) for g in graphs])
         states: Tensor = self.encoder(batch.to(self.device))
         return states

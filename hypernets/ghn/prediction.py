@@ -42,6 +42,7 @@ def predict(
         dtype: of the weights.
 
     Raises:
+        GraphError: the graph has more nodes than attention between all of them has room for.
         MismatchError: a predicted weight is not finite; names the parameters.
 
     Example:

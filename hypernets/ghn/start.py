@@ -25,6 +25,8 @@ from metainit.initialization import run_given
 from metainit.recalibration import Recalibration, recalibrate
 
 _log = logging.getLogger(__name__)
+NAMED = 5
+"""Skipped parameters that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class NetworkStart(ABC):
         keep: Collection[str] = (),
         overwrite: bool = False,
     ) -> nn.Module:
-        """Fill the network in place and return it; what cannot be predicted keeps its values.
+        """Fill the network in place and return it; what cannot be predicted keeps its values, with a warning.
 
         Args:
             network: any module that can be traced.
@@ -120,6 +122,9 @@ class NetworkStart(ABC):
             len(filled.skipped),
             filled.recalibrated or "nothing",
         )
+        unasked = {k: v for k, v in filled.skipped.items() if v is not SkipReason.KEPT}
+        if unasked:
+            _log.warning("%s", _said(self.name, unasked, len(filled.predicted)))
         return network
 
     def fill_(
@@ -211,6 +216,16 @@ class GraphStart(NetworkStart):
         """Trace the network, and return weights for its graph."""
         graph = self._graphs.trace(network, example_inputs, keep=keep)
         return self.weights_for(graph, seed=seed, exact=exact).weights, graph.skipped
+
+
+def _said(name: str, skipped: Mapping[str, SkipReason], predicted: int) -> str:
+    """Return what a user should know of the parameters that were not asked to be left out, and were."""
+    named = [f"{parameter} ({reason.value})" for parameter, reason in list(skipped.items())[:NAMED]]
+    more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+    return (
+        f"{name!r} predicted {predicted} parameters and left {len(skipped)} as they were: {', '.join(named)}"
+        f"{more}; fill_ returns all of them with their reasons"
+    )
 
 
 @contextmanager

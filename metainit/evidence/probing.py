@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from metainit.evidence.trials import (
     own_random_state,
     run,
 )
-from metainit.fill import fill
+from metainit.fill import fill, refuse_trained
 from metainit.initialization import Initialization, load
 
 BASELINE = "default"
@@ -87,14 +87,17 @@ class ProbeReport:
         """The step size that suits the kept start."""
         return next(row.step_size for row in self.rows if row.source == self.kept)
 
-    def init_(self, network: nn.Module) -> nn.Module:
+    def init_(self, network: nn.Module, *, overwrite: bool = False) -> nn.Module:
         """Fill the network with the kept start's first draw, in place.
 
         Running statistics of batch normalization are those of that start on the probe's training batches.
+        `overwrite`: fill a network that looks trained.
 
         Raises:
-            MismatchError: it is not a network like the probed one; nothing is changed.
+            MismatchError: it is not a network like the probed one, or looks trained; nothing is changed.
         """
+        if not overwrite:
+            refuse_trained(network)
         return fill(network, self.weights, f"start {self.kept!r}")
 
     def table(self) -> str:
@@ -137,8 +140,8 @@ class _Tried:
 
 def probe(
     network: nn.Module,
-    sources: Sequence[str | Path | Initialization],
-    batches: Sequence[Batch],
+    sources: Iterable[str | Path | Initialization],
+    batches: Iterable[Batch],
     loss_fn: LossFunction,
     steps: Sequence[int] = (0, 10, 50),
     seeds: int = 3,
@@ -154,13 +157,14 @@ def probe(
     Args:
         network: any module; it is copied.
         sources: what `metainit.load` takes, or what it returned.
-        batches: at least three pairs ``(inputs, targets)``.
+        batches: at least three pairs ``(inputs, targets)`` of tensors; all are kept in memory.
         loss_fn: ``(outputs, targets)`` -> scalar.
         steps: numbers of steps to report; the last one ranks.
         seeds: draws of each random start.
 
     Raises:
-        DataError: there are fewer than three batches, no sources, steps or seeds, or steps below 0.
+        DataError: there are fewer than three batches, no sources, steps or seeds, or steps below 0; the
+            sources are a single one, or a batch is no pair of tensors.
 
     Example:
         >>> import torch
@@ -171,6 +175,7 @@ def probe(
         ['default', 'kaiming']
         >>> network = report.init_(nn.Linear(1, 1))
     """
+    sources, batches = _listed(sources), _pairs(batches)
     if len(batches) < 3:
         raise DataError(
             f"probe needs at least 3 batches (to train, to choose and to judge), got {len(batches)}"
@@ -198,6 +203,45 @@ def probe(
         kept,
         _weights(next(t for t in tried if t.name == kept).first, data),
     )
+
+
+def _listed(sources: Iterable[str | Path | Initialization]) -> list[str | Path | Initialization]:
+    """Return the sources as a list. A bare string would be read letter by letter.
+
+    Raises:
+        DataError: it is a single source.
+    """
+    if isinstance(sources, str | Path) or not isinstance(sources, Iterable):
+        name = str(sources) if isinstance(sources, str | Path) else type(sources).__name__
+        raise DataError(f"sources is the single {name!r}, expected a list of them, as ['default', {name!r}]")
+    return list(sources)
+
+
+def _pairs(batches: Iterable[Batch]) -> list[Batch]:
+    """Return the batches as a list, also those that can be read only once.
+
+    Raises:
+        DataError: one is no pair of tensors; says which, and what came.
+    """
+    if not isinstance(batches, Iterable):
+        raise DataError(
+            f"batches is of type {type(batches).__name__}, expected pairs (inputs, targets) of tensors"
+        )
+    listed = list(batches)
+    for number, batch in enumerate(listed):
+        pair = isinstance(batch, tuple | list) and len(batch) == 2
+        if not pair or not all(isinstance(part, Tensor) for part in batch):
+            raise DataError(
+                f"batches[{number}] is {_described(batch)}, expected a pair (inputs, targets) of tensors; "
+                "for other inputs, give the network a forward that takes one tensor"
+            )
+    return listed
+
+
+def _described(batch: object) -> str:
+    if isinstance(batch, tuple | list):
+        return f"a {type(batch).__name__} of ({', '.join(type(part).__name__ for part in batch)})"
+    return f"a {type(batch).__name__}"
 
 
 def _named(sources: Sequence[str | Path | Initialization]) -> dict[str, Initialization]:

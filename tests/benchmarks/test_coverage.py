@@ -1,4 +1,4 @@
-"""The small networks of the coverage benchmark: every parameter is carried, or skipped for its reason."""
+"""The coverage benchmark's small networks: every parameter is carried and predicted, or has a reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from benchmarks.coverage import counts, kinds
+from benchmarks.coverage import counts, kinds, predict_for
 from benchmarks.coverage_networks import NETWORKS
 from hypernets.architecture.trace import trace
 
@@ -27,6 +27,17 @@ def test_every_parameter_is_accounted_for(name: str) -> None:
     assert found["skipped"] == ({"unreached": 2} if name == "branch on data" else {})
     assert kinds(graph) == Counter(found["operations"])
     assert kinds(graph)["other"] == 0
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_carried_parameter_gets_a_value(name: str) -> None:
+    if name.startswith("torch_geometric"):
+        pytest.importorskip("torch_geometric")
+    torch.manual_seed(0)
+    network, inputs = case = NETWORKS[name]()
+    carried = len(trace(network, inputs).parameters)
+    for found in predict_for(case).values():
+        assert found["predicted"] == carried > 0 and not found["missing"]
 
 
 def test_the_list_is_as_long_as_the_docs_say() -> None:

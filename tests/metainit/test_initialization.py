@@ -203,6 +203,13 @@ class TestInit:
         fill(tied, {k: torch.eye(2) for k in tied.state_dict()}, "test")
         assert tied[0].weight is tied[2].weight and torch.equal(layer.weight, torch.eye(2))
 
+    @pytest.mark.parametrize("name", sorted(INITIALIZERS))
+    def test_a_network_without_storage_is_refused(self, name: str) -> None:
+        with torch.device("meta"):
+            network = Siren(width=8, depth=3)
+        with pytest.raises(MismatchError, match=r"meta device .*nothing was filled: .*to_empty"):
+            metainit.init_(network, name, seed=0)
+
 
 class TestAdapt:
     def task(self) -> Task:

@@ -18,7 +18,7 @@ from hypernets.ghn.predicted import stored_graph
 from hypernets.ghn.prediction import predict
 from metainit import checkpoint
 from serving.app import create_app
-from serving.prediction import Limits
+from serving.prediction import FROM_GRAPHS, Limits
 from serving.predictions import Predictions
 from serving.predictor import Hypernetworks, LocalPredictor, Order, Outcome
 from serving.store import Store
@@ -204,6 +204,29 @@ def test_what_is_wrong_is_a_problem(
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["type"] == f"urn:metainit:problem:{kind}" and words in answer.json()["detail"]
+
+
+def test_a_hypernetwork_that_walks_the_network_is_refused_before_anything_is_opened(
+    store: Store, shelf: Shelf, predictor: Counting
+) -> None:
+    shelf.add_published("published", "champion")
+    store.refresh()
+    with (
+        InProcess(create_app(store, predictor)) as transport,
+        httpx.Client(transport=transport, base_url=BASE) as http,
+    ):
+        answer = http.post("/v1/inits/published/predict", json=body())
+    assert answer.status_code == 409 and answer.json()["type"].endswith(":no-predictor")
+    detail = answer.json()["detail"]
+    assert "published/1 was made by ghn3" in detail and "metainit.load(file).init_" in detail
+    assert not predictor.orders
+
+
+def test_the_methods_that_predict_here_are_those_that_take_a_graph() -> None:
+    from hypernets.ghn.initialization import Predicted
+    from hypernets.ghn.kinds import METHODS
+
+    assert set(FROM_GRAPHS) == {name for name, start in METHODS.items() if start is Predicted}
 
 
 def test_a_body_of_unknown_length_is_left_off(http: httpx.Client) -> None:

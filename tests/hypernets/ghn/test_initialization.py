@@ -78,6 +78,33 @@ def test_what_is_kept_keeps_its_values(start: Predicted) -> None:
     assert not torch.equal(network.state_dict()["0.weight"], before["0.weight"])
 
 
+class Branched(nn.Module):
+    """A network of which the forward pass takes one layer; the others lie idle."""
+
+    def __init__(self, idle: int) -> None:
+        super().__init__()
+        self.used = nn.Linear(4, 12)
+        self.idle = nn.ModuleList(nn.Linear(4, 12) for _ in range(idle))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.used(x)
+        return out
+
+
+def test_what_was_left_out_unasked_is_a_warning(start: Predicted, caplog: pytest.LogCaptureFixture) -> None:
+    def warned(network: nn.Module, keep: list[str], inputs: Tensor) -> list[str]:
+        caplog.clear()
+        start.init_(network, seed=0, example_inputs=inputs, keep=keep)
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    (said,) = warned(Branched(idle=1), ["used.bias"], torch.zeros(2, 4))
+    assert "predicted 1 parameters and left 2 as they were" in said
+    assert "idle.0.weight (the forward pass does not reach it)" in said and "used.bias" not in said
+    (said,) = warned(Branched(idle=4), [], torch.zeros(2, 4))
+    assert said.count("does not reach it") == 5 and "and 3 more" in said
+    assert warned(small_network(), ["4.weight"], INPUTS) == []
+
+
 def test_running_statistics_are_those_of_the_users_data(start: Predicted) -> None:
     network, data = small_network(), torch.randn(64, 1, 8, 8)
     filled = start.fill_(network, INPUTS, seed=0, observation=data)

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from hypernets.architecture.graph import ArchitectureGraph, Node, Operation, Parameter, Role
 from hypernets.ghn import prediction
+from hypernets.ghn.attention_room import MAX_BIAS_BYTES, require_room
 from hypernets.ghn.config import GhnConfig
 from hypernets.ghn.layout import as_stored, from_grid, grid
 from hypernets.ghn.model import DECODERS, Ghn
 from hypernets.ghn.prediction import predict
 from hypernets.ghn.scale import scaled
 from hypernets.ghn.tiled import TiledDecoder
-from metainit.errors import MismatchError
+from metainit.errors import GraphError, MismatchError
 from tests.hypernets.graphs import every_role, random_graph, relabelled
 
 DECODED = sorted(DECODERS)
@@ -209,3 +210,24 @@ def test_weights_that_are_not_finite_are_refused() -> None:
         ghn.decoder.hidden.weight.fill_(torch.nan)
     with pytest.raises(MismatchError, match=r"not finite for conv\.weight.*nothing was filled"):
         predict(ghn, every_role(), seed=0)
+
+
+def test_a_graph_too_large_for_attention_is_refused_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chain = ArchitectureGraph((Node(Operation.RELU),) * 20_000, ())
+    ghn = small("tiled", heads=16)
+    monkeypatch.setattr(Ghn, "features", lambda self, graph: pytest.fail("it was read"))
+    with pytest.raises(GraphError, match=r"20000 nodes takes 25,600,000,000 bytes .*shorter example input"):
+        predict(ghn, chain)
+
+
+def test_the_room_is_that_of_the_bias() -> None:
+    """Eight heads of four bytes: 4 GiB hold the pairs of 11,585 nodes, and of a batch's largest graph."""
+    assert 11_585**2 * 32 <= MAX_BIAS_BYTES < 11_586**2 * 32
+    require_room([11_585], heads=8)
+    with pytest.raises(GraphError, match="11586 nodes"):
+        require_room([11_586], heads=8)
+    require_room([11_585], heads=8, bytes_each=4, limit=11_585**2 * 32)
+    with pytest.raises(GraphError, match=r"2 graphs of 11585 nodes take .*fewer graphs at once"):
+        require_room([3, 11_585], heads=8)

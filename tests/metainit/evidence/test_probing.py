@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import metainit
-from metainit.errors import DataError, SourceError
+from metainit.errors import DataError, MismatchError, SourceError
 from metainit.evidence.probing import Batch, probe
 from tests.metainit.evidence.toys import write_prior
 
@@ -211,3 +211,47 @@ def test_no_sources_and_no_steps_are_refused() -> None:
         probe(nn.Linear(3, 1), [], batches(3), mse)
     with pytest.raises(DataError, match=r"steps \[\]"):
         probe(nn.Linear(3, 1), ["default"], batches(3), mse, steps=())
+
+
+@pytest.mark.parametrize("source", ["default", Path("default"), metainit.load("default")])
+def test_a_single_source_is_no_list_of_them(source: object) -> None:
+    with pytest.raises(DataError, match=r"sources is the single .*, expected a list of them"):
+        probe(nn.Linear(3, 1), source, batches(3), mse)  # type: ignore[arg-type]
+
+
+def test_what_can_be_read_only_once_is_kept() -> None:
+    network, data = nn.Linear(3, 1), batches(4)
+    listed = probe(network, ["default", "kaiming"], data, mse, steps=(0, 2))
+    once = probe(network, iter(["default", "kaiming"]), iter(data), mse, steps=(0, 2))
+    assert [row.loss for row in once.rows] == [row.loss for row in listed.rows]
+
+
+PAIR = (torch.zeros(2, 3), torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (PAIR, r"batches\[0\] is a Tensor"),
+        ([PAIR, PAIR, PAIR[:1]], r"batches\[2\] is a tuple of \(Tensor\)"),
+        ([PAIR, (*PAIR, PAIR[0]), PAIR], r"batches\[1\] is a tuple of \(Tensor, Tensor, Tensor\)"),
+        ([PAIR, PAIR, [[0.0], PAIR[1]]], r"batches\[2\] is a list of \(list, Tensor\)"),
+        ([{"x": PAIR[0], "y": PAIR[1]}], r"batches\[0\] is a dict"),
+        (3, "batches is of type int"),
+    ],
+)
+def test_a_batch_that_is_no_pair_is_named(given: object, words: str) -> None:
+    with pytest.raises(DataError, match=f"{words}, expected .*pairs? \\(inputs, targets\\) of tensors"):
+        probe(nn.Linear(3, 1), ["default"], given, mse)  # type: ignore[arg-type]
+
+
+def test_a_trained_network_is_not_overwritten_unasked() -> None:
+    report = probe(nn.Linear(3, 1), ["default"], batches(3), mse, steps=(0,))
+    network = nn.Linear(3, 1)
+    network(torch.ones(1, 3)).sum().backward()
+    before = network.weight.detach().clone()
+    with pytest.raises(MismatchError, match=r"looks trained .*overwrite=True"):
+        report.init_(network)
+    assert torch.equal(network.weight, before)
+    report.init_(network, overwrite=True)
+    assert torch.equal(network.weight, report.weights["weight"])
