@@ -1,13 +1,8 @@
-"""From a recording to drafts of nodes.
-
-The calls are read in order, and each value is one of three things: data (a node made it), learned (parameters
-alone determine it, such as a weight with its norm taken out) or fixed (neither does). Learned values are
-absorbed by the first layer that uses them; where data are expected they become nodes.
-"""
+"""The rules: what each call of a recording makes of its operands, by the kind of its operator."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from hypernets.architecture.calls import (
     convolution,
@@ -20,7 +15,8 @@ from hypernets.architecture.calls import (
 )
 from hypernets.architecture.drafts import Data, Draft, Fixed, Learned, Operand, State, Use
 from hypernets.architecture.graph import Operation, Role
-from hypernets.architecture.recording import Call, Recording, Ref
+from hypernets.architecture.reading import Reading, fixed
+from hypernets.architecture.recording import Call, Ref
 from hypernets.architecture.vocabulary import (
     Constant,
     Einsum,
@@ -32,8 +28,6 @@ from hypernets.architecture.vocabulary import (
     Rule,
     Sum,
     Transparent,
-    operator_name,
-    rule_of,
 )
 
 NORMS = {Operation.BATCH_NORM, Operation.LAYER_NORM, Operation.GROUP_NORM, Operation.RMS_NORM}
@@ -47,115 +41,8 @@ TAKES_BIAS = NORMS | {
 """Operations that a vector added right after them belongs to."""
 
 
-class Builder:
-    """Reads the calls of a recording in order and keeps the state of every value."""
-
-    def __init__(self, recording: Recording) -> None:
-        self.recording = recording
-        self.drafts: list[Draft] = []
-        self.states: dict[int, State] = {}
-        self.tables: dict[tuple[str, ...], Draft] = {}
-        self.input_drafts: dict[int, Draft] = {}
-        self.call_number = 0
-        self.lifted: dict[int, Draft] = {}
-        self.maps: dict[int, tuple[int, int]] = {}
-
-    def build(self) -> list[Draft]:
-        """Return the drafts in the order in which they were made."""
-        recording = self.recording
-        for value in recording.inputs:
-            self.input_drafts[value] = self._add(Draft(Operation.INPUT, "input"))
-            floating = recording.values[value].floating
-            self.states[value] = (
-                Data(self.input_drafts[value], value) if floating else Fixed(frozenset((value,)))
-            )
-        for value, name in recording.parameters.items():
-            shape = recording.values[value].shape
-            if recording.values[value].floating:
-                self.states[value] = Learned((Use(name, shape, tuple(range(len(shape)))),))
-        for number, call in enumerate(recording.calls):
-            self.call_number = number
-            self._call(call)
-        for value in recording.outputs:
-            state = self._state(value)
-            operand = None if isinstance(state, Fixed) else self._as_data(value)
-            self._add(Draft(Operation.OUTPUT, "output", operands=[operand] if operand else []))
-        return self.drafts
-
-    def _state(self, value: int) -> State:
-        return self.states.get(value, Fixed())
-
-    def _states(self, refs: Iterable[Ref]) -> list[State]:
-        return [self._state(ref.value) for ref in refs]
-
-    def _add(self, draft: Draft) -> Draft:
-        self.drafts.append(draft)
-        return draft
-
-    def _as_data(self, value: int) -> Operand | None:
-        """Return a value as a node's operand: what is learned becomes nodes, what is fixed none."""
-        state = self._state(value)
-        if isinstance(state, Data):
-            return Operand(state.draft, state.numbers)
-        if isinstance(state, Fixed):
-            return None
-        if state.call is None:
-            names = tuple(use.name for use in state.uses)
-            if names not in self.tables:
-                uses = [use.as_role(_raw_role(use)) for use in state.uses]
-                self.tables[names] = self._add(Draft(Operation.PARAMETER, "parameter", uses))
-            return Operand(self.tables[names], value)
-        if state.call not in self.lifted:
-            self._lift(state.call)
-        return Operand(self.lifted[state.call], value)
-
-    def _lift(self, number: int) -> None:
-        """Build the nodes of a call on parameters alone, and of the calls that it depends on, in order."""
-        needed, pending = {number}, [number]
-        while pending:
-            arguments = self.recording.calls[pending.pop()].arguments
-            for state in self._states(values_in(arguments.values())):
-                origin = state.call if isinstance(state, Learned) else None
-                if origin is not None and origin not in needed and origin not in self.lifted:
-                    needed.add(origin)
-                    pending.append(origin)
-        for earlier in sorted(needed):
-            call = self.recording.calls[earlier]
-            refs = list(values_in(call.arguments.values()))
-            lifted = self._result(call, rule_of(call.operator), refs, self._states(refs), lift=True)
-            assert isinstance(lifted, Data)
-            self.lifted[earlier] = lifted.draft
-
-    def _call(self, call: Call) -> None:
-        refs = list(values_in(call.arguments.values()))
-        states = self._states(refs)
-        results = [value for value in call.results if value is not None]
-        rule = rule_of(call.operator)
-        if isinstance(rule, Transparent):
-            self._follow_map(call, rule, results)
-        if any(self.recording.values[value].floating for value in results):
-            state = self._result(call, rule, refs, states, lift=False)
-        else:
-            state = _fixed(states)
-        for value in results:
-            floating = self.recording.values[value].floating
-            if isinstance(state, Data) and floating:
-                numbers = state.numbers if len(results) == 1 else value
-                self.states[value] = Data(state.draft, numbers)
-            else:
-                self.states[value] = state if floating else _fixed(states)
-
-    def _follow_map(self, call: Call, rule: Transparent, results: Sequence[int]) -> None:
-        """Remember which values are images whose height, width and channels were flattened into one."""
-        values = self.recording.values
-        for ref in self._named(call, (rule.data,))[:1]:
-            before = values[ref.value].shape
-            for value in results:
-                after = values[value].shape
-                if len(before) == 4 and after == (before[0], before[1] * before[2] * before[3]):
-                    self.maps[value] = (before[2], before[3])
-                elif ref.value in self.maps and after == before:
-                    self.maps[value] = self.maps[ref.value]
+class Builder(Reading):
+    """Turns every call into a draft, a learned value or a fixed one, by the rule of its operator."""
 
     def _result(self, call: Call, rule: Rule, refs: list[Ref], states: list[State], lift: bool) -> State:
         if isinstance(rule, Layer):
@@ -185,31 +72,31 @@ class Builder:
                 return self._join(call, data)
             case Plain():
                 return self._plain(call, rule)
-        raise AssertionError(rule)
+        raise self._unexpected(call, f"it has no rule among {type(rule).__name__}")
 
     def _lifted(self, call: Call, rule: Rule, refs: list[Ref]) -> State:
         """Return a call on learned values as a node on the nodes that these become."""
         if isinstance(rule, Transparent):
             contents = [ref for ref in values_in([call.arguments.get(rule.data)]) if self._is_learned(ref)]
-            operand = self._as_data((contents or [ref for ref in refs if self._is_learned(ref)])[0].value)
-            assert operand is not None
+            learned = contents or [ref for ref in refs if self._is_learned(ref)]
+            operand = self._as_data(learned[0].value) if learned else None
+            if operand is None:
+                raise self._unexpected(call, "none of its arguments is a learned value")
             return Data(operand.draft, operand.numbers)
         operands = [operand for ref in refs if (operand := self._as_data(ref.value)) is not None]
         operation = {Sum: Operation.ADD, Multiply: Operation.MULTIPLY, Join: Operation.CONCAT}.get(type(rule))
         if operation is not None and len(operands) == 1:
             return Data(operands[0].draft, operands[0].numbers)
         if operation is None:
-            assert isinstance(rule, Plain)
+            if not isinstance(rule, Plain):
+                raise self._unexpected(call, f"a {type(rule).__name__} of learned values alone makes no node")
             operation = rule.operation
         return self._node(call, operation, operands)
-
-    def _is_learned(self, ref: Ref) -> bool:
-        return isinstance(self._state(ref.value), Learned)
 
     def _without_data(self, call: Call, rule: Rule, states: list[State]) -> State:
         learned = [s for s in states if isinstance(s, Learned)]
         if not learned:
-            return _fixed(states)
+            return fixed(states)
         uses = tuple({use.name: use for state in learned for use in state.uses}.values())
         looked_up = isinstance(rule, Plain) and rule.operation is Operation.GATHER
         if len(learned) == 1 and (isinstance(rule, Transparent) or looked_up):
@@ -217,48 +104,13 @@ class Builder:
             return Learned(uses, learned[0].call)
         return Learned(uses, self.call_number)
 
-    def _node(
-        self,
-        call: Call,
-        operation: Operation,
-        operands: Sequence[Operand],
-        uses: Sequence[Use] = (),
-        **settings: int,
-    ) -> Data:
-        draft = Draft(operation, operator_name(call.operator), list(uses), list(operands), **settings)
-        result = next(value for value in call.results if value is not None)
-        return Data(self._add(draft), result)
-
-    def _operands(self, refs: Iterable[Ref]) -> list[Operand]:
-        """Return data and learned values as operands; where there are none, the inputs of integers."""
-        refs = list(refs)
-        found = [operand for ref in refs if (operand := self._as_data(ref.value)) is not None]
-        return found or self._positions(refs)
-
-    def _positions(self, refs: Iterable[Ref]) -> list[Operand]:
-        """Return the inputs of integers that fixed values come from."""
-        inputs = {i: None for s in self._states(refs) if isinstance(s, Fixed) for i in sorted(s.inputs)}
-        return [Operand(self.input_drafts[i], i) for i in inputs]
-
-    def _learned(self, refs: Iterable[Ref]) -> list[Use]:
-        states = self._states(refs)
-        return [use for state in states if isinstance(state, Learned) for use in state.uses]
-
-    def _data_only(self, refs: Iterable[Ref]) -> list[Operand]:
-        return [Operand(s.draft, s.numbers) for s in self._states(refs) if isinstance(s, Data)]
-
-    def _named(self, call: Call, names: Sequence[str]) -> list[Ref]:
-        if not names:
-            return list(values_in(call.arguments.values()))
-        return list(values_in(call.arguments.get(name) for name in names))
-
     def _transparent(self, call: Call, name: str, keeps: bool) -> State:
         refs = self._named(call, (name,)) or self._named(call, ())
         states = self._states(refs)
         data = next((s for s in states if isinstance(s, Data)), None)
         if data is None:
             # Only something else than the contents is data, such as what a copy is written over.
-            return _fixed(states) if all(isinstance(s, Fixed) for s in states) else states[0]
+            return fixed(states) if all(isinstance(s, Fixed) for s in states) else states[0]
         result = next(value for value in call.results if value is not None)
         return Data(data.draft, data.numbers if keeps else result)
 
@@ -277,7 +129,7 @@ class Builder:
             merged = {use.name: use for use in [*(u for s in learned for u in s.uses), *uses]}
             return Learned(tuple(merged.values()), self.call_number)
         if not uses and not computed and all(isinstance(s, Fixed) for s in states):
-            return _fixed(states)
+            return fixed(states)
         if rule.operation is Operation.EMBEDDING and computed:
             return self._node(call, Operation.GATHER, [*computed, *self._positions(data)])
         operation, settings = convolution(call, rule.operation, self.recording)
@@ -334,7 +186,8 @@ class Builder:
 
     def _plus(self, call: Call, first: State, added: Sequence[Ref]) -> State:
         """Return a product with something added to it."""
-        assert isinstance(first, Data)
+        if not isinstance(first, Data):
+            raise self._unexpected(call, "something is added to what is no node")
         operands = [*self._data_only(added), Operand(first.draft, first.numbers)]
         return self._added(call, operands, self._learned(added), Role.BIAS)
 
@@ -358,6 +211,8 @@ class Builder:
         uses = [use.as_role(Role.SCALE) for use in self._learned(refs)]
         if len(operands) > 1:
             return self._node(call, Operation.MULTIPLY, operands, uses)
+        if not operands:
+            return self._without_data(call, Multiply(), self._states(refs))
         only = operands[0]
         if divisor and not self._data_only(self._named(call, names[:1])):
             return self._node(call, Operation.ACTIVATION, operands, uses)
@@ -397,14 +252,6 @@ class Builder:
         bias = self._named(call, ("attn_mask", "attn_bias"))
         operands = [o for ref in heads if (o := self._as_data(ref.value)) is not None] + self._data_only(bias)
         return operands, [use.as_role(Role.TABLE) for use in self._learned(bias)]
-
-
-def _fixed(states: Iterable[State]) -> Fixed:
-    return Fixed(frozenset(i for state in states if isinstance(state, Fixed) for i in state.inputs))
-
-
-def _raw_role(use: Use) -> Role:
-    return Role.SCALE if use.numel == 1 else Role.TABLE
 
 
 def _takes_bias(draft: Draft) -> bool:

@@ -159,7 +159,11 @@ def _best(
             errors.append((attempt, error))
             failed.add(attempt.training)
             continue
-        drafts = simplify(recording)
+        try:
+            drafts = simplify(recording)
+        except GraphError as error:  # a form of a call that the rules do not know; another tracer's may be
+            errors.append((attempt, error))
+            continue
         if attempt.numbers:
             depends_on = Dependence.NUMBERS
         elif recording.looked_at_data and depends_on is Dependence.SHAPES:
@@ -191,6 +195,8 @@ def _explained(network: nn.Module, errors: list[tuple[_Attempt, Exception]]) -> 
     computed = [error for attempt, error in errors if attempt.numbers]
     recorded = [error for attempt, error in errors if attempt.tracer == "recorded"]
     error = (computed or recorded or [error for _, error in errors])[-1]
+    if isinstance(error, GraphError):
+        return GraphError(f"{name} cannot be traced: {error}")
     if isinstance(error, NoNumbersError):
         message = (
             f"{name} cannot be traced: its control flow depends on data{_place(error)}, and the network or "

@@ -12,12 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverload
 
-from hypernets.architecture import recording
+from hypernets.architecture import reading, recording
 from hypernets.architecture import trace as tracing
+from hypernets.architecture.builder import Builder
+from hypernets.architecture.drafts import Fixed
 from hypernets.architecture.graph import ArchitectureGraph, Operation, Role, SkipReason
 from hypernets.architecture.serialize import Limits, from_json, to_json
-from hypernets.architecture.trace import Dependence, trace, trace_fully
+from hypernets.architecture.trace import Dependence, Tracer, trace, trace_fully
+from hypernets.architecture.vocabulary import Einsum, Rule, operator_name, rule_of
 from metainit.errors import GraphError
 
 
@@ -374,3 +378,44 @@ def test_one_forward_pass_on_shapes_is_cheap() -> None:
         wide = nn.Sequential(*[nn.Linear(4096, 4096) for _ in range(20)])
     graph = trace(wide, torch.zeros(512, 4096, device="meta"))
     assert graph.numel == 20 * 4096 * 4097
+
+
+def test_a_product_that_is_written_over_data_is_of_its_factors_alone() -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ torch.mul(self.weight.detach(), 2.0, out=x.clone())
+
+    graph = trace(Written(), torch.zeros(4, 4))
+    assert [p.name for p in graph.parameters] == ["weight"]
+
+
+@pytest.mark.parametrize("tracer", ["auto", "recorded", "exported"])
+def test_a_call_of_an_unknown_form_is_named(tracer: Tracer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule of another operator reads arguments that the call does not have."""
+
+    def wrong(operator: OpOverload) -> Rule:
+        return Einsum() if operator_name(operator) == "tanh" else rule_of(operator)
+
+    monkeypatch.setattr(reading, "rule_of", wrong)
+    network = nn.Sequential(nn.Linear(3, 5), nn.Tanh())
+    with pytest.raises(GraphError, match=r"Sequential cannot be traced: the call of 'tanh' .*\(2, 5\)"):
+        trace(network, torch.zeros(2, 3), tracer=tracer)
+
+
+def test_what_is_learned_and_becomes_no_node_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Parameter(torch.randn(3)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cdist(x, (self.a * self.b)[None])
+
+    trace(Lifted(), torch.zeros(2, 3))
+    monkeypatch.setattr(Builder, "_lifted", lambda *_: Fixed())
+    with pytest.raises(GraphError, match=r"the call of 'mul' .*is no node"):
+        trace(Lifted(), torch.zeros(2, 3))
