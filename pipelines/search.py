@@ -189,7 +189,7 @@ class Objective:
         query = {k: v[0] for k, v in task.query.items()}
         sizes = self.start.step_sizes if routine.per_parameter else {}
         try:
-            for weights in trajectory(losses, self.start.weights, routine, sizes, steps):
+            for weights in trajectory(losses, self.start.weights_for(task), routine, sizes, steps):
                 with torch.no_grad():
                     rendered = self.domain.render(function(weights), query, task.shared)
                 value = self.domain.metrics(rendered, query, [metric])[metric]

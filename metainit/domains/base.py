@@ -8,7 +8,7 @@ tasks of the batch have in common (coordinates, projection angles) and has no ta
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -35,8 +35,11 @@ class TaskBatch:
     `groups`: what each task comes from, such as a photograph or a patient; tasks of one group are alike, and
     intervals count groups before they count tasks. Each task is its own group unless they are given.
 
+    `conditions`: what is known of each task beside its support, by kind, with a leading task axis: ``class``
+    ``(T,)`` int64 is the number of the class that it belongs to.
+
     Raises:
-        DataError: the number of groups is not that of the tasks.
+        DataError: the number of groups, or of a kind of conditions, is not that of the tasks.
     """
 
     support: Tensors
@@ -44,6 +47,7 @@ class TaskBatch:
     shared: Tensors
     ids: tuple[str, ...]
     groups: tuple[str, ...] = ()
+    conditions: Tensors = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Make each task its own group where no groups are given."""
@@ -51,6 +55,12 @@ class TaskBatch:
             object.__setattr__(self, "groups", self.ids)
         if len(self.groups) != len(self.ids):
             raise DataError(f"expected a group for each of the {len(self.ids)} tasks, got {len(self.groups)}")
+        for kind, values in self.conditions.items():
+            if values.dim() == 0 or len(values) != len(self.ids):
+                raise DataError(
+                    f"expected a condition {kind!r} for each of the {len(self.ids)} tasks, got the shape "
+                    f"{tuple(values.shape)}"
+                )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,9 +71,10 @@ class TaskBatch:
 
     def __getitem__(self, part: slice) -> TaskBatch:
         """Return some of the tasks, as a batch."""
-        cut = {k: v[part] for k, v in self.support.items()}
-        query = {k: v[part] for k, v in self.query.items()}
-        return TaskBatch(cut, query, self.shared, self.ids[part], self.groups[part])
+        support, query, conditions = (
+            {k: v[part] for k, v in p.items()} for p in (self.support, self.query, self.conditions)
+        )
+        return TaskBatch(support, query, self.shared, self.ids[part], self.groups[part], conditions)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TaskBatch:
         """Return the batch on a device; what is not whole numbers (labels, say) also in another type."""
@@ -71,8 +82,11 @@ class TaskBatch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:
         """Apply `change` to every tensor."""
-        parts = [{k: change(v) for k, v in p.items()} for p in (self.support, self.query, self.shared)]
-        return TaskBatch(parts[0], parts[1], parts[2], self.ids, self.groups)
+        support, query, shared, conditions = (
+            {k: change(v) for k, v in p.items()}
+            for p in (self.support, self.query, self.shared, self.conditions)
+        )
+        return TaskBatch(support, query, shared, self.ids, self.groups, conditions)
 
 
 class Domain(Protocol):
@@ -153,4 +167,32 @@ class Augmenting(Protocol):
 
     def augmented(self, support: Tensors, generator: torch.Generator, probability: float) -> Tensors:
         """Return one task's support with each example changed with some probability."""
+        ...
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """A domain whose support shows something of a fixed shape, from which weights can be generated."""
+
+    def observed(self, support: Tensors, shared: Tensors) -> Tensor:
+        """Return what the support shows of each task, as one float tensor ``(T, ...)``.
+
+        An image with zeros where pixels are not known, a sinogram, or examples in the order of their labels.
+        """
+        ...
+
+
+@runtime_checkable
+class Enumerable(Protocol):
+    """A domain whose tasks can be gone through in a fixed order, those for training too."""
+
+    def size(self, split: Split) -> int | None:
+        """Return the number of different tasks in a split, or None if there is no end of them."""
+        ...
+
+    def enumerated(self, split: Split, start: int, count: int) -> TaskBatch:
+        """Return tasks number `start` to ``start + count - 1``, or fewer where the split ends.
+
+        Where a split has a size, each of its tasks comes once on the way through it, as it is.
+        """
         ...

@@ -229,6 +229,10 @@ class CTDomain:
         """Return some training slices at `example_inputs`, ``(count, size * size, 1)``."""
         return self.tasks(0, 0, count, "train").query["image"].flatten(1, 2)
 
+    def observed(self, support: Tensors, shared: Tensors) -> Tensor:
+        """Return the sinograms of the support, ``(T, views, detectors)``."""
+        return support["sinogram"]
+
     def render(self, predict: Predict, query: Tensors, shared: Tensors) -> Tensor:
         """Return the slice that the network stands for, ``(size, size, 1)``, clamped to [0, 1]."""
         return self._image(predict, shared).clamp(0, 1)

@@ -7,6 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from metainit.errors import DataError
+
+CENTRED = 0.25
+"""How far rounding may move a pixel centre, in pixels; float16 stays below it up to 2,048 pixels a side."""
+
 
 def pixel_grid(
     height: int,
@@ -32,6 +37,32 @@ def pixel_grid(
     x = (2 * torch.arange(width, dtype=torch.float64, device=device) + 1) / width - 1
     grid = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)
     return grid.reshape(height * width, 2).to(dtype)
+
+
+def pixels_at(coordinates: Tensor, height: int, width: int) -> Tensor:
+    """Return the rows of `pixel_grid` that coordinates are, the inverse of ``pixel_grid(...)[rows]``.
+
+    Args:
+        coordinates: ``(n, 2)``, pixel centres.
+        height: of the image.
+        width: of the image.
+
+    Raises:
+        DataError: a coordinate is no pixel centre of such an image.
+
+    Example:
+        >>> pixels_at(pixel_grid(3, 5)[[7, 2]], 3, 5).tolist()
+        [7, 2]
+    """
+    sides = torch.tensor([height, width], dtype=torch.float64, device=coordinates.device)
+    places = ((coordinates.double() + 1) * sides - 1) / 2
+    rows = places.round()
+    if bool(((places - rows).abs() > CENTRED).any() or (rows < 0).any() or (rows >= sides).any()):
+        raise DataError(
+            f"expected coordinates of pixel centres of an image of {height}x{width} pixels, as pixel_grid "
+            "gives them; got others"
+        )
+    return (rows[:, 0] * width + rows[:, 1]).long()
 
 
 def stratified_pixels(height: int, width: int, count: int, generator: torch.Generator) -> Tensor:

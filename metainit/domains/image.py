@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from metainit.card import Record
 from metainit.domains import images as reading
 from metainit.domains import signal
 from metainit.domains.base import Predict, Split, TaskBatch, Tensors
-from metainit.domains.grid import pixel_grid, stratified_pixels
+from metainit.domains.grid import pixel_grid, pixels_at, stratified_pixels
+from metainit.domains.image_classes import ImageClasses, digit_classes, named_digits, npz_classes
 from metainit.domains.images import Array, NamedImage
 from metainit.domains.seeding import generator_of
 from metainit.errors import DataError
@@ -26,14 +28,21 @@ from metainit.evidence.metrics import MAX_PSNR, METRICS
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MAX_PYRAMID_LEVELS = 4
+BUNDLED: Mapping[str, Callable[[], Iterable[NamedImage]]] = MappingProxyType(
+    {"photographs": reading.bundled_photographs, "digits": named_digits}
+)
+_UNSAID = {"folder", "npz"}
+T = TypeVar("T")
 
 
 class ImageConfig(Record):
     """Where images come from and how they become tasks.
 
     Exactly one of `folder`, `npz` and `bundled` names the source (none where arrays are given in Python).
-    `fit`: ``resize`` squashes, ``crop`` keeps the aspect ratio and cuts the centre out, ``random_crop``
-    cuts windows at random places of a pyramid of halved sizes. `points`: train on about that many pixels of
+    `fit`: ``resize`` squashes, ``crop`` keeps the aspect ratio and cuts the centre out, ``average`` takes
+    the mean of each of equal blocks of pixels, ``random_crop`` cuts windows at random places of a pyramid of
+    halved sizes. `label_array` (npz only): the number of each image's class, a condition of its tasks; the
+    bundled ``digits`` have theirs. `points`: train on about that many pixels of
     each image, drawn anew for each batch and spread evenly (None: all). `observed`: the share of these that
     the support shows; the query has all of them. `mask_array` (npz only): pixels that are 0 there are
     unknown, to support and query alike.
@@ -44,11 +53,12 @@ class ImageConfig(Record):
     array: str = "x"
     split_array: str | None = None
     mask_array: str | None = None
-    bundled: Literal["photographs"] | None = None
+    label_array: str | None = None
+    bundled: Literal["photographs", "digits"] | None = None
     height: int = Field(default=64, ge=4, le=8192)
     width: int = Field(default=64, ge=4, le=8192)
     channels: int = Field(default=3, ge=1, le=16)
-    fit: Literal["resize", "crop", "random_crop"] = "crop"
+    fit: Literal["resize", "crop", "average", "random_crop"] = "crop"
     flip: bool = True
     points: int | None = Field(default=None, ge=16)
     observed: float = Field(default=1.0, gt=0, le=1)
@@ -63,7 +73,9 @@ class ImageConfig(Record):
         if len(given) > 1:
             raise ValueError(f"give one of folder, npz and bundled, got {' and '.join(given)}")
         if self.mask_array and (self.npz is None or self.fit == "random_crop"):
-            raise ValueError("mask_array needs npz and a fit of resize or crop")
+            raise ValueError("mask_array needs npz and a fit of resize, crop or average")
+        if self.label_array and self.npz is None:
+            raise ValueError("label_array needs npz")
         if self.points is not None and self.points > self.height * self.width:
             raise ValueError(
                 f"points={self.points} is more than the {self.height * self.width} pixels of an image"
@@ -84,7 +96,8 @@ class ImageDomain:
     """Images as tasks: support and query are pixels of one image.
 
     Shapes of a batch: support and query ``values (T, N, channels)`` and ``known (T, N, 1)``; shared
-    ``support_coordinates`` and ``query_coordinates`` ``(N, 2)``, from `metainit.domains.grid.pixel_grid`. The
+    ``support_coordinates`` and ``query_coordinates`` ``(N, 2)``, from `metainit.domains.grid.pixel_grid`;
+    conditions ``class (T,)``, the place of each one's class in `class_names`, where images have classes. The
     crops of one image are one group.
 
     Raises:
@@ -105,8 +118,11 @@ class ImageDomain:
         self.skipped: dict[str, str] = {}
         self.network_arguments = {"in_features": 2, "out_features": config.channels}
         masks = self._read_masks()
-        rules = config.model_dump_json(exclude={"folder", "npz"})
+        classes = self._read_classes(given=images is not None)
+        self.class_names: tuple[str, ...] = () if classes is None else classes.names
+        rules = config.model_dump_json(exclude=_UNSAID | (set() if config.label_array else {"label_array"}))
         unseen = [] if masks is None else [hashlib.sha256(np.stack(masks).tobytes()).hexdigest()]
+        unseen += [] if classes is None else [classes.digest()]
         fingerprint = reading.Fingerprint(rules, *unseen)
         found: list[_Kept] = []
         for image in images if images is not None else self._read():
@@ -114,7 +130,9 @@ class ImageDomain:
             fingerprint.add(image)
             found.append(_Kept(image.name, image.split, self._levels(image)))
         self._fingerprint = fingerprint.hexdigest()
-        self._known = None if masks is None else self._by_name(masks, found)
+        self._known = None if masks is None else self._by_name(config.mask_array, masks, found)
+        labels = None if classes is None else classes.labels.tolist()
+        self._labels = None if labels is None else self._by_name(config.label_array, labels, found)
         kept = _split(found, config) if found else {s: [] for s in SPLITS}
         self._names = {s: [image.name for image in kept[s]] for s in SPLITS}
         self._pyramids: dict[Split, list[list[Tensor]]] = {}
@@ -147,31 +165,56 @@ class ImageDomain:
         Raises:
             DataError: `index` lies behind the last held-out task.
         """
+        if split != "train":
+            return self._numbered(seed, split, index * count, count)
         config = self.config
         generator = generator_of(seed, index, split)
-        if split == "train":
-            pixels, known, ids, origins = self._training_pixels(generator, count)
-        else:
-            pixels, ids, origins = self._enumerate(index * count, count, split)
-            known = self._known_pixels(ids)
+        pixels, known, ids, origins = self._training_pixels(generator, count)
+        drawn = None
+        if config.observed < 1:
+            drawn = torch.rand((len(ids), config.height * config.width), generator=generator)
+        chosen = None
+        if config.points is not None:
+            # The same for support and query, as where all pixels are used.
+            chosen = stratified_pixels(config.height, config.width, config.points, generator)
+        return self._batch(pixels, known, ids, origins, drawn, chosen)
+
+    def enumerated(self, split: Split, start: int, count: int) -> TaskBatch:
+        """Return tasks number `start` to ``start + count - 1`` of a split, whole and as they are.
+
+        Raises:
+            DataError: `start` lies behind the last task, or there is no end of them.
+        """
+        return self._numbered(0, split, start, count)
+
+    def _numbered(self, seed: int, split: Split, start: int, count: int) -> TaskBatch:
+        pixels, ids, origins = self._enumerate(start, count, split)
+        drawn = None
+        if self.config.observed < 1:
+            # By task, so that one is the same however it is batched.
+            own = [generator_of(seed, "observed", start + i, split) for i in range(len(ids))]
+            drawn = torch.stack([torch.rand(pixels[0, ..., 0].numel(), generator=g) for g in own])
+        return self._batch(pixels, self._known_pixels(ids), ids, origins, drawn, None)
+
+    def _batch(
+        self,
+        pixels: Tensor,
+        known: Tensor | None,
+        ids: Sequence[str],
+        origins: Sequence[str],
+        drawn: Tensor | None,
+        chosen: Tensor | None,
+    ) -> TaskBatch:
+        """Return images as tasks: `drawn` in [0, 1] says which pixels are shown, `chosen` which are used."""
+        config = self.config
         values = pixels.flatten(1, 2)
         known = known if known is None else known.flatten(1, 2)
         seen = known
-        if config.observed < 1:
-            if split == "train":
-                drawn = torch.rand(values.shape[:2], generator=generator)
-            else:
-                # By task, so that a held-out one is the same however it is batched.
-                own = [generator_of(seed, "observed", index * count + i, split) for i in range(len(ids))]
-                drawn = torch.stack([torch.rand(values.shape[1], generator=g) for g in own])
+        if drawn is not None:
             shown = (drawn < config.observed)[..., None].to(values)
             seen = shown if known is None else known * shown
         grid = pixel_grid(config.height, config.width)
-        if split == "train" and config.points is not None:
-            # The same for support and query, as where all pixels are used.
-            chosen = stratified_pixels(config.height, config.width, config.points, generator)
-        else:
-            chosen = torch.arange(len(grid))
+        chosen = torch.arange(len(grid)) if chosen is None else chosen
         support = {"values": values[:, chosen]}
         query = {"values": values[:, chosen]}
         if seen is not None:
@@ -179,7 +222,10 @@ class ImageDomain:
         if known is not None:
             query["known"] = known[:, chosen]
         shared = {"support_coordinates": grid[chosen], "query_coordinates": grid[chosen]}
-        return TaskBatch(support, query, shared, tuple(ids), tuple(origins))
+        conditions = {}
+        if self._labels is not None:
+            conditions["class"] = torch.tensor([self._labels[name] for name in origins])
+        return TaskBatch(support, query, shared, tuple(ids), tuple(origins), conditions)
 
     def measured(
         self, images: Tensor, known: Tensor | None = None, ids: Sequence[str] | None = None
@@ -222,6 +268,14 @@ class ImageDomain:
     def observation(self, count: int) -> Tensor:
         """Return some training images at `example_inputs`, ``(count, height * width, channels)``."""
         return self._training_pixels(generator_of(0, 0, "train"), count)[0].flatten(1, 2)
+
+    def observed(self, support: Tensors, shared: Tensors) -> Tensor:
+        """Return the pixels that the support shows ``(T, height, width, channels)``, 0 for the others."""
+        config, values = self.config, support["values"]
+        seen = values * support["known"] if "known" in support else values
+        at = pixels_at(shared["support_coordinates"], config.height, config.width)
+        canvas = values.new_zeros(len(values), config.height * config.width, config.channels)
+        return canvas.index_copy(1, at, seen).reshape(-1, config.height, config.width, config.channels)
 
     def render(self, predict: Predict, query: Tensors, shared: Tensors) -> Tensor:
         """Return the image ``(height, width, channels)``, clamped to [0, 1]."""
@@ -280,7 +334,7 @@ class ImageDomain:
         if config.npz is not None:
             return reading.read_npz(config.npz, config.array, config.split_array)
         if config.bundled is not None:
-            return reading.bundled_photographs()
+            return BUNDLED[config.bundled]()
         raise DataError("no images: set data to a folder of images or an npz file, or give arrays in Python")
 
     def _read_masks(self) -> list[Array] | None:
@@ -293,28 +347,39 @@ class ImageDomain:
                 f"{config.npz}: array {config.mask_array!r} has shape {masks.shape}, expected "
                 "(images, height, width)"
             )
-        return [(self._fitted(reading.as_pixels(m != 0, "mask")) > 0.5).astype(np.float32) for m in masks]
+        fitted = (self._fitted(reading.as_pixels(m != 0, "mask"), "a mask") for m in masks)
+        return [(mask > 0.5).astype(np.float32) for mask in fitted]
 
-    def _by_name(self, masks: list[Array], found: list[_Kept]) -> dict[str, Array]:
-        if len(masks) != len(found):
+    def _read_classes(self, given: bool) -> ImageClasses | None:
+        """Return the classes of the images; those of the bundled ones, unless other images are given."""
+        config = self.config
+        if config.npz is not None and config.label_array is not None:
+            return npz_classes(config.npz, config.label_array)
+        return digit_classes() if config.bundled == "digits" and not given else None
+
+    def _by_name(self, key: str | None, values: Sequence[T], found: list[_Kept]) -> dict[str, T]:
+        if len(values) != len(found):
             raise DataError(
-                f"{self.config.npz}: array {self.config.mask_array!r} has {len(masks)} masks, expected "
-                f"({len(found)}, height, width)"
+                f"{self.config.npz}: array {key!r} is of {len(values)} "
+                f"images, expected one entry for each of the {len(found)} images"
             )
-        return dict(zip((image.name for image in found), masks, strict=True))
+        return dict(zip((image.name for image in found), values, strict=True))
 
-    def _fitted(self, pixels: Array) -> Array:
+    def _fitted(self, pixels: Array, name: str) -> Array:
+        height, width = self.config.height, self.config.width
+        if self.config.fit == "average":
+            return reading.block_averaged(pixels, height, width, name)
         fit = reading.resized if self.config.fit == "resize" else reading.centre_cropped
-        return fit(pixels, self.config.height, self.config.width)
+        return fit(pixels, height, width)
 
     def _levels(self, image: NamedImage) -> list[Tensor]:
         """Return the image at the sizes that tasks are cut from."""
         config = self.config
         pixels = reading.with_channels(image.pixels, config.channels, image.name)
         if config.fit != "random_crop":
-            return [torch.from_numpy(self._fitted(pixels))]
+            return [torch.from_numpy(self._fitted(pixels, image.name))]
         if pixels.shape[0] < config.height or pixels.shape[1] < config.width:
-            pixels = self._fitted(pixels)
+            pixels = self._fitted(pixels, image.name)
         levels = [pixels]
         while len(levels) < MAX_PYRAMID_LEVELS:
             rows, columns = levels[-1].shape[0] // 2, levels[-1].shape[1] // 2
@@ -366,7 +431,11 @@ class ImageDomain:
 
     def _enumerate(self, first: int, count: int, split: Split) -> tuple[Tensor, list[str], list[str]]:
         size = self.size(split)
-        assert size is not None
+        if size is None:
+            raise DataError(
+                f"there is no end of the tasks in {split!r} with fit=random_crop: to go through all of "
+                "them, set fit to crop, resize or average"
+            )
         numbers = range(first, min(first + count, size))
         if not numbers:
             raise DataError(f"the split {split!r} has {size} tasks, there is none at {first}")
@@ -402,7 +471,7 @@ def _split(found: list[_Kept], config: ImageConfig) -> dict[Split, list[_Kept]]:
     if marked and any(image.split for image in found):
         groups = {s: [i for i in found if i.split == n] for n, s in enumerate(SPLITS)}
         train, validation, test = groups["train"], groups["validation"], groups["test"]
-        if config.bundled is None:
+        if config.bundled != "photographs":
             # In data sets with a split array, every part but 0 is for reporting only.
             test = [i for i in found if i.split]
             cut = max(1, round(len(train) * config.validation_share))

@@ -125,6 +125,27 @@ def centre_cropped(pixels: Array, height: int, width: int) -> Array:
     return scaled[top : top + height, left : left + width]
 
 
+def block_averaged(pixels: Array, height: int, width: int, name: str) -> Array:
+    """Return the mean over each block of pixels: of equal blocks, which have to fill the image.
+
+    Raises:
+        DataError: they do not.
+
+    Example:
+        >>> block_averaged(np.float32([[[0.0], [1.0], [0.5], [0.5]]]), 1, 2, 'row').tolist()
+        [[[0.5], [0.5]]]
+    """
+    rows, columns, channels = pixels.shape
+    if rows % height or columns % width:
+        raise DataError(
+            f"{name}: {rows}x{columns} pixels do not divide into {height}x{width} equal blocks: set fit to "
+            "resize or crop, or choose another height and width"
+        )
+    blocks = pixels.reshape(height, rows // height, width, columns // width, channels)
+    means: Array = blocks.mean((1, 3), dtype=np.float64).astype(np.float32)
+    return means
+
+
 def read_image(path: Path) -> NamedImage:
     """Read one image file.
 
@@ -226,6 +247,19 @@ def load_npz(path: Path, keys: Sequence[str] | None) -> dict[str, npt.NDArray[An
                 if key not in archive.files:
                     raise DataError(f"{path}: has no array {key!r}; {suggestion(key, archive.files)}")
             return {key: archive[key] for key in wanted}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read as an npz file: {error}") from error
+
+
+def listed_arrays(path: Path) -> tuple[str, ...]:
+    """Return the names of the arrays in an npz file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as stream, np.lib.npyio.NpzFile(stream) as archive:
+            return tuple(archive.files)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as an npz file: {error}") from error
 

@@ -22,12 +22,10 @@ from torch.nn import functional
 from metainit.card import Record
 from metainit.domains import images as reading
 from metainit.domains.base import Split
+from metainit.domains.digits import DIGIT_NAMES, DIGITS, bundled_digits
 from metainit.domains.seeding import generator_of, seed_of
 from metainit.errors import DataError, suggestion
 
-DIGITS = "digits"
-DIGITS_TEST = 360
-"""The last of scikit-learn's 1,797 digits, which are in the order of their writers."""
 REPORTED = ("val", "validation", "test")
 """Suffixes of the arrays of an npz file that are for reporting."""
 SMALLEST_STD = 1e-3
@@ -195,15 +193,9 @@ def _carve(
 
 
 def _read_digits(config: LabelledImagesConfig) -> _Raw:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError("the bundled digits need scikit-learn: pip install 'metainit[ray]'") from error
-    bundle = load_digits()
-    pixels = (np.asarray(bundle.images) / 16).astype(np.float32)
-    test = np.arange(len(pixels)) >= len(pixels) - DIGITS_TEST
-    labels = np.asarray(bundle.target, dtype=np.int64)
-    return _Raw(_fitted(pixels[..., None], config, DIGITS), labels, test, tuple(map(str, range(10))), {})
+    digits = bundled_digits()
+    pixels = _fitted(digits.pixels[..., None], config, DIGITS)
+    return _Raw(pixels, digits.labels, digits.test, DIGIT_NAMES, {})
 
 
 def _read_npz(path: Path, config: LabelledImagesConfig) -> _Raw:

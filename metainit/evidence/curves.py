@@ -41,12 +41,19 @@ class Start:
     """Weights to start from and how to go on from them.
 
     `routine` None: a control, whose optimizer and step size are searched for each number of steps.
+    `for_task`: maps a batch of one task to the weights that this task starts from, where these depend on what
+    is known of it (its support, its conditions); `weights` then say names and sizes only.
     """
 
     name: str
     weights: Parameters
     routine: AdaptationRoutine | None = None
     step_sizes: Parameters = field(default_factory=dict)
+    for_task: Callable[[TaskBatch], Parameters] | None = None
+
+    def weights_for(self, task: TaskBatch) -> Parameters:
+        """Return the weights that a batch of one task starts from."""
+        return self.weights if self.for_task is None else self.for_task(task)
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Bench:
             losses = TaskLosses(self.domain, function, task, batched=False)
             query = {k: v[0] for k, v in task.query.items()}
             found: list[Mapping[str, float]] = []
-            walk = trajectory(losses, start.weights, routine, start.step_sizes, max(steps))
+            walk = trajectory(losses, start.weights_for(task), routine, start.step_sizes, max(steps))
             try:
                 for step, weights in enumerate(walk):
                     if step in steps:

@@ -60,7 +60,9 @@ class Measured:
         images, texts = [], []
         for step in steps:
             routine = self.start.routine or self.routines.get(step) or AdaptationRoutine(steps=0, step_size=0)
-            *_, weights = trajectory(losses, self.start.weights, routine, self.start.step_sizes, step)
+            *_, weights = trajectory(
+                losses, self.start.weights_for(task), routine, self.start.step_sizes, step
+            )
             with torch.no_grad():
                 rendered = domain.render(function(weights), query, task.shared)
             images.append(domain.picture(rendered, query))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from metainit.card import Spec
-from metainit.domains.base import Augmenting, Domain, Split, TaskBatch
+from metainit.domains.base import Augmenting, Domain, Observing, Split, TaskBatch
 from metainit.domains.registry import DOMAINS, build_domain, without_places
 from metainit.errors import DataError
 from metainit.evidence.controls.registry import CONTROLS
@@ -58,7 +58,8 @@ def network_of(row: str) -> torch.nn.Module:
 
 
 def tensors(batch: TaskBatch) -> list[Tensor]:
-    return [*batch.support.values(), *batch.query.values(), *batch.shared.values()]
+    parts = (batch.support, batch.query, batch.shared, batch.conditions)
+    return [value for part in parts for value in part.values()]
 
 
 def same(a: TaskBatch, b: TaskBatch) -> bool:
@@ -197,3 +198,34 @@ def test_a_batch_has_a_group_for_each_task() -> None:
     assert batch.to(torch.device("cpu"), torch.float64).groups == batch.groups
     with pytest.raises(DataError, match="a group for each of the 3 tasks, got 2"):
         TaskBatch(values, values, {}, ("a", "b", "c"), ("x", "y"))
+
+
+def test_conditions_go_with_their_tasks() -> None:
+    values, classes = {"values": torch.arange(3.0)}, {"class": torch.tensor([4, 0, 2])}
+    batch = TaskBatch(values, values, {}, ("a", "b", "c"), conditions=classes)
+    assert [task.conditions["class"].tolist() for task in batch] == [[4], [0], [2]]
+    moved = batch.to(torch.device("cpu"), torch.float64).conditions["class"]
+    assert moved.dtype == torch.int64 and torch.equal(moved, classes["class"])
+    assert batch.map(lambda t: t + 1).conditions["class"].tolist() == [5, 1, 3]
+    assert TaskBatch(values, values, {}, ("a", "b", "c")).conditions == {}
+    for wrong in (torch.tensor([1, 2]), torch.tensor(1)):
+        with pytest.raises(DataError, match="a condition 'class' for each of the 3 tasks"):
+            TaskBatch(values, values, {}, ("a", "b", "c"), conditions={"class": wrong})
+
+
+@every_domain
+def test_what_is_observed_is_one_tensor_of_the_support_alone(row: str) -> None:
+    domain = domain_of(row)
+    if not isinstance(domain, Observing):
+        pytest.skip("what its support shows has no fixed shape")
+    batch = domain.tasks(0, 0, 4, "validation")
+    seen = domain.observed(batch.support, batch.shared)
+    assert len(seen) == 4 and seen.is_floating_point() and not torch.equal(seen[0], seen[1])
+    one_by_one = torch.cat([domain.observed(task.support, task.shared) for task in batch])
+    assert torch.equal(seen, one_by_one)
+
+
+def test_segmentation_says_nothing_of_a_fixed_shape() -> None:
+    assert {row for row in TABLE if not isinstance(domain_of(row), Observing)} == {
+        row for row in TABLE if row.startswith("segmentation")
+    }

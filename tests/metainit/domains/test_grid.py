@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from metainit.domains.grid import pixel_grid, stratified_pixels
+from metainit.domains.grid import pixel_grid, pixels_at, stratified_pixels
+from metainit.errors import DataError
 
 
 def drawn(height: int, width: int, count: int, seed: int = 0) -> torch.Tensor:
@@ -57,3 +58,15 @@ def test_the_mean_of_a_smooth_image_is_much_surer_than_by_chance() -> None:
     chance = torch.stack([image[torch.randperm(1024, generator=generator)[:64]].mean() for _ in range(200)])
     assert abs(float(even.mean() - image.mean())) < 0.01
     assert float(even.std()) < 0.25 * float(chance.std())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_coordinates_name_their_pixels(dtype: torch.dtype) -> None:
+    chosen = drawn(64, 96, 500)
+    assert torch.equal(pixels_at(pixel_grid(64, 96)[chosen].to(dtype), 64, 96), chosen)
+
+
+@pytest.mark.parametrize("wrong", [[0.0, 0.25], [-1.2, 0.25], [0.25, 1.25]])
+def test_coordinates_between_or_outside_the_pixels_are_refused(wrong: list[float]) -> None:
+    with pytest.raises(DataError, match="pixel centres of an image of 4x4 pixels"):
+        pixels_at(torch.tensor([wrong]), 4, 4)

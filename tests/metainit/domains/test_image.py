@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from metainit.domains.base import Split, TaskBatch
+from metainit.domains.grid import pixel_grid
 from metainit.domains.image import ImageConfig, ImageDomain
 from metainit.domains.images import (
     as_pixels,
@@ -333,7 +334,7 @@ class TestNpz:
             (
                 {"x": PHOTOS, "m": np.ones((3, 24, 32))},
                 {"mask_array": "m"},
-                r"expected \(20, height, width\)",
+                "array 'm' is of 3 images, expected one entry for each of the 20 images",
             ),
             ({"x": PHOTOS * np.nan}, {}, r"x\[0\]: has NaN or infinite values"),
             ({"x": PHOTOS * 255}, {}, r"expected \[0, 1\] for floats: divide by the largest"),
@@ -569,7 +570,7 @@ class TestMemory:
     def test_the_fingerprint_is_that_of_the_full_images(self, tmp_path: Path, fit: Any) -> None:
         drawn = self.folder(tmp_path)
         config = ImageConfig(folder=tmp_path, height=8, width=8, fit=fit)
-        total = hashlib.sha256(config.model_dump_json(exclude={"folder", "npz"}).encode())
+        total = hashlib.sha256(config.model_dump_json(exclude={"folder", "npz", "label_array"}).encode())
         for i, pixels in enumerate(drawn):
             total.update(f"{i:02}.png\x1f{pixels.shape}\x1fNone".encode() + as_pixels(pixels, "").tobytes())
         assert ImageDomain(config).fingerprint() == total.hexdigest()
@@ -593,3 +594,27 @@ class TestMemory:
         assert compact(every).dtype == np.uint8
         assert np.array_equal((torch.from_numpy(compact(every)).to(torch.float32) / 255).numpy(), every)
         assert compact(np.nextafter(every, np.float32(0.5))).dtype == np.float32
+
+
+class TestWhatTheSupportShows:
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_is_the_image_where_all_of_it_is_shown(self, split: Split) -> None:
+        images = domain(flip=False)
+        batch = images.tasks(0, 0, 2, split)
+        seen = images.observed(batch.support, batch.shared)
+        assert seen.shape == (2, 8, 12, 3)
+        assert all(torch.equal(a, images.target(first_of(t))) for a, t in zip(seen, batch, strict=True))
+
+    @pytest.mark.parametrize("fit", FITS)
+    def test_has_zeros_where_nothing_is_shown(self, fit: str) -> None:
+        images = domain(fit=fit, observed=0.5, points=40)
+        batch = images.tasks(0, 0, 3)
+        seen = images.observed(batch.support, batch.shared).flatten(1, 2)
+        at = [int((pixel_grid(8, 12) == c).all(1).nonzero()) for c in batch.shared["support_coordinates"]]
+        assert torch.equal(seen[:, at], batch.support["values"] * batch.support["known"])
+        rest = [i for i in range(96) if i not in at]
+        assert len(rest) == 56 and not seen[:, rest].any() and 0.2 < (seen[:, at] == 0).float().mean() < 0.8
+
+
+def first_of(task: TaskBatch) -> dict[str, Tensor]:
+    return {k: v[0] for k, v in task.query.items()}

@@ -267,3 +267,30 @@ def test_an_edge_that_only_all_tasks_prefer_is_gone_beyond() -> None:
     whole = best_routines(on, [from_zero()], all_of(on), [1])
     assert few[1].step_size == pytest.approx(inside)
     assert (whole[1].optimizer, whole[1].step_size) == ("sgd", pytest.approx(beyond))
+
+
+def test_a_start_may_have_weights_of_its_own_for_each_task() -> None:
+    """From each task's own solution: nothing is left to lower, before a step and after it."""
+    on, centres = bowls(2.0), torch.tensor([0.3, -0.8, 1.7], dtype=torch.float64)
+
+    def solved(task: TaskBatch) -> dict[str, torch.Tensor]:
+        return {"level": task.support["c"]}
+
+    own = Start("own", {"level": torch.zeros(1, dtype=torch.float64)}, for_task=solved)
+    curves, routines = tuned_curve(on, own, all_of(on), all_of(on), [0, 1, 3])
+    assert set(routines) == {1, 3}
+    assert np.allclose(curves["psnr"], 100.0) and np.allclose(curves["ssim"], 1.0)
+    shared = tuned_curve(on, from_zero(), all_of(on), all_of(on), [0])[0]["psnr"][:, 0]
+    assert np.allclose(shared, -10 * np.log10(centres.numpy() ** 2 + 1e-10))
+    threaded = Bench(on.network, on.domain, None)
+    routine = AdaptationRoutine(steps=1, step_size=0.25)
+    with task_threads(2) as pool:
+        on_threads = Bench(on.network, on.domain, pool).curve(own, routine, all_of(on), [0, 1])
+    assert np.array_equal(on_threads["psnr"], threaded.curve(own, routine, all_of(on), [0, 1])["psnr"])
+
+
+def test_weights_for_each_task_beside_the_solutions_are_halved_by_a_step_of_half_the_inverse() -> None:
+    on = bowls(2.0)
+    off = Start("off", weights_of(Level()), for_task=lambda task: {"level": task.support["c"] + 0.5})
+    found = on.curve(off, AdaptationRoutine(steps=2, step_size=0.25), all_of(on), [0, 1, 2])["psnr"]
+    assert np.allclose(found, [[-20 * math.log10(0.5**k) for k in (1, 2, 3)]] * 3, atol=1e-6)
