@@ -4,6 +4,7 @@ MetainitError
 ├── CheckpointError          a checkpoint file is damaged, too large, or of an unknown version
 │   └── DigestError          the bytes are not the ones that were written
 ├── MismatchError            weights and network do not fit: missing, unexpected, mis-shaped tensors
+├── ConditionError           a condition or an observation is not one that a generator takes
 ├── GraphError               a network cannot be traced, or an architecture graph is not one
 ├── SourceError              a source string names nothing that can be loaded
 ├── RecipeError              a recipe or an option is not valid
@@ -33,6 +34,10 @@ class DigestError(CheckpointError):
 
 class MismatchError(MetainitError):
     """Weights and network do not fit each other."""
+
+
+class ConditionError(MetainitError):
+    """A condition or an observation is not one that a generator takes."""
 
 
 class GraphError(MetainitError):

@@ -74,6 +74,6 @@ class FlatLayout:
             raise MismatchError(f"expected vectors of {self.size} numbers, got {vectors.shape[-1]}")
         parts = torch.split(vectors, list(self.sizes), -1)
         return {
-            name: part.view(*part.shape[:-1], *shape)
+            name: part.view((*part.shape[:-1], *shape))
             for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
         }
