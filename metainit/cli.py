@@ -1,7 +1,7 @@
 """The command `metainit`: light, and loads a subcommand's room only when it is called.
 
-A subcommand is a typer function behind an entry point of the group `metainit.commands`, so any installed
-package can offer one.
+A subcommand is a typer function, or an app with subcommands of its own, behind an entry point of the group
+`metainit.commands`, so any installed package can offer one.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ SUMMARIES: Mapping[str, str] = {
     "doctor": "Say what is wrong with a set-up, and how to mend it",
     "train": "Train a recipe; Ray starts locally unless RAY_ADDRESS is set",
     "submit": "Send a recipe to a Ray cluster as a job",
+    "zoo": "Build and show zoos: data sets of trained weights that a generator learns from",
     "tune": "Search the adaptation routine of a registered prior",
     "measure": "Measure starts beside tuned controls on held-out tasks",
     "fit": "Fit a network to a file or to every file of a folder",
@@ -59,9 +60,12 @@ class LazyGroup(TyperGroup):
             raise SourceError(
                 f"'metainit {cmd_name}' needs {error.name}: pip install 'metainit[all]'"
             ) from error
-        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command(name=cmd_name)(function)
-        command = typer.main.get_command(app)
+        if isinstance(function, typer.Typer):
+            command = typer.main.get_command(function)
+        else:
+            app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            app.command(name=cmd_name)(function)
+            command = typer.main.get_command(app)
         command.name = cmd_name
         return command
 

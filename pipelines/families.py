@@ -56,6 +56,7 @@ class Family:
             tasks.
         illustrate: (prepared, checkpoint, evidence, folder): writes pictures beside that of the curves.
         use: the command that uses a result, with ``{name}`` where its name goes.
+        command: the command that makes a result.
     """
 
     recipe: type[Recipe]
@@ -65,6 +66,7 @@ class Family:
     measure_again: Callable[[Any, Evidence, Path], Evidence]
     illustrate: Callable[[Any, Path, Evidence, Path], None]
     use: str
+    command: str = "train"
 
 
 def _prior() -> Family:
@@ -79,7 +81,13 @@ def _ghn() -> Family:
     return FAMILY
 
 
-FAMILIES: Mapping[str, Callable[[], Family]] = MappingProxyType({"prior": _prior, "ghn": _ghn})
+def _zoo() -> Family:
+    from pipelines.zoo.family import FAMILY
+
+    return FAMILY
+
+
+FAMILIES: Mapping[str, Callable[[], Family]] = MappingProxyType({"prior": _prior, "ghn": _ghn, "zoo": _zoo})
 """Name -> what imports the family."""
 
 

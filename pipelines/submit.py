@@ -22,6 +22,7 @@ import yaml
 
 import metainit
 from metainit.errors import MetainitError, RecipeError
+from pipelines.families import family_of
 from pipelines.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def submit_job(
             folder = Path(temporary) / "job"
             write_job_folder(folder, recipe)
             job_id = client.submit_job(
-                entrypoint=entrypoint(out),
+                entrypoint=entrypoint(out, family_of(recipe.family).command),
                 runtime_env={"working_dir": str(folder), "env_vars": job_environment(os.environ)},
                 metadata={"recipe": recipe.name},
             )
@@ -82,15 +83,15 @@ class Job:
             return str(self.client.get_job_status(self.id).value) == "SUCCEEDED"
 
 
-def entrypoint(out: str | None) -> str:
+def entrypoint(out: str | None, command: str = "train") -> str:
     """Return the command that the job runs in its working folder.
 
     Example:
         >>> entrypoint('/data/my runs')
         "python -m metainit.cli train recipe.yaml --out '/data/my runs'"
     """
-    command = ["python", "-m", "metainit.cli", "train", RECIPE_FILE]
-    return shlex.join(command + (["--out", out] if out else []))
+    words = ["python", "-m", "metainit.cli", *command.split(), RECIPE_FILE]
+    return shlex.join(words + (["--out", out] if out else []))
 
 
 def write_job_folder(folder: Path, recipe: Recipe) -> None:

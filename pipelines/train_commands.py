@@ -45,7 +45,7 @@ def train(
     from pipelines.ray_train import run_on_ray
     from pipelines.tracking import MlflowSink
 
-    chosen = _load(recipe, settings)
+    chosen = load_or_refuse(recipe, settings)
     folder = (out or default_folder(chosen)).absolute()
     with display() as shown:
         shown.note(f"{chosen.name} -> {folder}; reading the data and starting Ray")
@@ -89,7 +89,7 @@ def submit(
     """Send a recipe to a Ray cluster as a job, with metainit itself; paths must exist on the cluster."""
     from pipelines.submit import submit_job
 
-    job = submit_job(_load(recipe, settings), address, out=out, token_file=token_file)
+    job = submit_job(load_or_refuse(recipe, settings), address, out=out, token_file=token_file)
     if not wait:
         typer.echo(json.dumps({"job": job.id, "address": address}) if as_json else job.id)
         return
@@ -102,7 +102,7 @@ def submit(
         raise typer.Exit(1)
 
 
-def _load(name: str, settings: list[str] | None) -> Recipe:
+def load_or_refuse(name: str, settings: list[str] | None) -> Recipe:
     """Load a recipe; a wrong one is bad usage."""
     from pipelines.recipe import load_recipe
 
@@ -146,6 +146,10 @@ class Display:
         self._update = update
         self._printed = -math.inf
 
+    def fits(self, done: int, total: int, seconds_left: float) -> None:
+        """Show how many of all fits there are."""
+        self._show(done, total, f"{done:,} of {total:,} fits, {duration(seconds_left)} left")
+
     def note(self, text: str) -> None:
         """Say what is going on."""
         if self._update is None:
@@ -156,10 +160,12 @@ class Display:
     def progress(self, step: int, steps: int, loss: float, seconds_left: float) -> None:
         """Show how far training is."""
         left = f", {duration(seconds_left)} left" if math.isfinite(seconds_left) else ""
-        text = f"step {step} of {steps}, loss {loss:.4g}{left}"
+        self._show(step, steps, f"step {step} of {steps}, loss {loss:.4g}{left}")
+
+    def _show(self, done: int, total: int, text: str) -> None:
         if self._update is not None:
-            self._update(description=text, completed=step, total=steps)
-        elif step == steps or time.monotonic() > self._printed + LINE_SECONDS:
+            self._update(description=text, completed=done, total=total)
+        elif done == total or time.monotonic() > self._printed + LINE_SECONDS:
             self._printed = time.monotonic()
             typer.echo(text, err=True)
 

@@ -168,12 +168,12 @@ def generatability(
     first, second = pairs[:, 0].tolist(), pairs[:, 1].tolist()
 
     def losses(moved: Tensor, on: list[int]) -> Tensor:
-        return evaluated(domain, function, base, layout, moved, _chosen(tasks, on))[0]
+        return evaluated(domain, function, base, layout, moved, chosen(tasks, on))[0]
 
     nothing = torch.zeros_like(deltas)
     ends, ends_metric = evaluated(domain, function, base, layout, deltas, tasks, metrics=True)
     start, start_metric = evaluated(domain, function, base, layout, nothing, tasks, metrics=True)
-    one, metric = evaluated(domain, function, base, layout, halfway, _chosen(tasks, first), metrics=True)
+    one, metric = evaluated(domain, function, base, layout, halfway, chosen(tasks, first), metrics=True)
     found = judge(ends[pairs], torch.stack([one, losses(halfway, second)], 1), start[pairs])
     return found.model_copy(
         update={
@@ -224,8 +224,8 @@ def evaluated(
     return torch.cat(found), torch.tensor(values)
 
 
-def _chosen(tasks: TaskBatch, numbers: list[int]) -> TaskBatch:
-    """Return some tasks of a batch, in any order."""
+def chosen(tasks: TaskBatch, numbers: list[int]) -> TaskBatch:
+    """Return some tasks of a batch, in any order and as often as they are named."""
     support, query, conditions = (
         {name: value[numbers] for name, value in part.items()}
         for part in (tasks.support, tasks.query, tasks.conditions)

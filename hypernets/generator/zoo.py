@@ -195,7 +195,10 @@ def cull(shards: Sequence[Shard], deviations: float | None) -> tuple[list[dict[i
     trained = [n for n, shard in enumerate(shards) if shard.split == "train"]
     losses = [float(v) for n in trained for v in _kept(shards[n].members, left_out[n]).losses]
     if not losses:
-        raise DataError("no fit of the train split is left: all diverged; lower the step size of the fits")
+        raise DataError(
+            "no fit of the train split is left: all diverged, or none has moved; choose another step size of "
+            "the fits"
+        )
     if deviations is None:
         return left_out, None
     limit = loss_limit(torch.tensor(losses, dtype=torch.float64), deviations)

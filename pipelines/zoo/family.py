@@ -1,4 +1,4 @@
-"""Zoos in the registry of families: their recipes are read like any other, but they are built, not trained."""
+"""Zoos in the registry of families: recipes are read like any other, but built, not trained."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def refuse(recipe: Recipe, *_: Any) -> NoReturn:
         RecipeError: always.
     """
     raise RecipeError(
-        f"{recipe.name!r} is the recipe of a zoo, and nothing that is trained: build it with `metainit {COMMAND} "
-        f"{recipe.name}`"
+        f"{recipe.name!r} is the recipe of a zoo, and nothing that is trained: build it with `metainit "
+        f"{COMMAND} {recipe.name}`"
     )
 
 

@@ -88,12 +88,12 @@ def fit_shard(prepared: PreparedZoo, plan: ShardPlan) -> Shard:
 
 
 def tasks_of(prepared: PreparedZoo, plan: ShardPlan) -> TaskBatch:
-    """Return the tasks of a shard, on the device: each training task once where the domain can say which.
+    """Return the tasks of a shard, on the device: each training task once where there is an end of them.
 
     Otherwise they are drawn, and one that was drawn before is left out in the end.
     """
     domain, recipe = prepared.domain, prepared.recipe
-    if isinstance(domain, Enumerable):
+    if isinstance(domain, Enumerable) and domain.size(plan.split) is not None:
         tasks = domain.enumerated(plan.split, plan.index * recipe.shard, plan.count)
     else:
         tasks = domain.tasks(seed_of("zoo", recipe.seed), plan.index, recipe.shard, plan.split)[: plan.count]
@@ -169,5 +169,3 @@ def _joined(parts: list[Fits], begins: list[int]) -> Fits:
         tuple(begin + n for part, begin in zip(parts, begins, strict=True) for n in part.kept),
         {name: reason for part in parts for name, reason in part.failed.items()},
     )
-
-

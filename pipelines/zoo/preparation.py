@@ -72,7 +72,8 @@ class PreparedZoo:
         fingerprint = self.domain.fingerprint()
         same = prior.fingerprint == fingerprint
         return DataSource(
-            description=note.description or (prior.description if same else f"domain {self.domain_spec.name}"),
+            description=note.description
+            or (prior.description if same else f"domain {self.domain_spec.name}"),
             fingerprint=fingerprint,
             licence=prior.licence if same and note.licence == "not stated" else note.licence,
         )

@@ -18,8 +18,8 @@ OF_TRAINING = ("checkpoint_every", "validate_every")
 class FitConfig(Record):
     """How each task is fitted: an optimizer with its step size, or the prior's own routine.
 
-    ``prior`` takes the learned steps, then the continuation that the prior's card names. `adapts`: the tensors
-    that move, by name; all of them unless some are given. Only these are in the zoo.
+    ``prior`` takes the learned steps, then the continuation that the prior's card names. `adapts`: the
+    tensors that move, by name; all of them unless some are given. Only these are in the zoo.
     """
 
     optimizer: Literal["adam", "sgd", "prior"] = "adam"

@@ -67,7 +67,11 @@ def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_is_valid_and_reads_itself_back(name: str) -> None:
-    needs_data = ("image-folder", "ct-slices", "seg-folder", "seg-clothes", "seg-cells", "ghn-images")
+    needs_data = (
+        *("image-folder", "ct-slices", "seg-folder", "seg-clothes", "seg-cells"),
+        "ghn-images",
+        "zoo-images",
+    )
     settings = ["domain.data=/data/x"] if name.startswith(needs_data) else []
     recipe = load_recipe(name, settings)
     assert recipe.name == name
