@@ -68,6 +68,7 @@ PLANS = {
                 "inner_steps": 3,
                 "inner_step_size": 0.02,
                 "step_sizes": "parameter",
+                "execution": "vmap",
             },
             "outer": {"steps": 2000, "meta_batch": 16, "step_size": 2e-3, "averaging": 0.99},
             "continuation": {"optimizer": "adam", "step_size": 1e-3},
