@@ -5,6 +5,7 @@ MetainitError
 │   └── DigestError          the bytes are not the ones that were written
 ├── MismatchError            weights and network do not fit: missing, unexpected, mis-shaped tensors
 ├── ConditionError           a condition or an observation is not one that a generator takes
+├── CopyError                a generator gives copies of what it was trained on
 ├── GraphError               a network cannot be traced, or an architecture graph is not one
 ├── SourceError              a source string names nothing that can be loaded
 ├── RecipeError              a recipe or an option is not valid
@@ -38,6 +39,10 @@ class MismatchError(MetainitError):
 
 class ConditionError(MetainitError):
     """A condition or an observation is not one that a generator takes."""
+
+
+class CopyError(MetainitError):
+    """A generator gives copies of what it was trained on."""
 
 
 class GraphError(MetainitError):

@@ -63,8 +63,8 @@ def fill_parameters(
     """Copy tensors into the network's parameters, in place; buffers, and what is skipped, stay as they are.
 
     Raises:
-        MismatchError: a parameter has no tensor and is not skipped, or names or shapes differ; nothing is
-            changed.
+        MismatchError: a parameter has no tensor and is not skipped, names or shapes differ, or a parameter
+            cannot be written to; nothing is changed.
 
     Example:
         >>> layer = nn.Linear(1, 1)
@@ -87,12 +87,7 @@ def fill_parameters(
             f"{source} was made for another network than this {type(network).__name__}; {said}; nothing was "
             "filled. Predict for this one"
         )
-    on_meta = sorted(name for name in tensors if own[name].device.type == "meta")
-    if on_meta:
-        raise MismatchError(
-            f"the network lies on the meta device ({on_meta[0]} has no storage); nothing was filled: give it "
-            "storage first, network.to_empty(device='cpu'), and fill its buffers"
-        )
+    _refuse_unwritable({name: own[name] for name in tensors})
     with torch.no_grad():
         for name, value in tensors.items():
             own[name].copy_(value)
@@ -103,7 +98,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.M
     """Copy tensors into the network, in place, in its own device and dtype.
 
     Raises:
-        MismatchError: names or shapes differ; nothing is changed.
+        MismatchError: names or shapes differ, or a tensor cannot be written to; nothing is changed.
 
     Example:
         >>> layer = nn.Linear(1, 1)
@@ -111,7 +106,33 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> nn.M
         1.0
     """
     check_fits(network, tensors, source)
+    own = network.state_dict(keep_vars=True)
+    _refuse_unwritable(own)
     with torch.no_grad():
-        for name, value in network.state_dict(keep_vars=True).items():
+        for name, value in own.items():
             value.copy_(tensors[name])
     return network
+
+
+def _refuse_unwritable(targets: Mapping[str, Tensor]) -> None:
+    """Raise where a tensor does not take values, or takes them and forgets them.
+
+    Raises:
+        MismatchError: one has no storage, or shares numbers between places, or was made for inference.
+    """
+    for name, value in sorted(targets.items()):
+        if value.device.type == "meta":
+            raise MismatchError(
+                f"the network lies on the meta device ({name} has no storage); nothing was filled: give it "
+                "storage first, network.to_empty(device='cpu'), and fill its buffers"
+            )
+        if any(n > 1 and step == 0 for n, step in zip(value.shape, value.stride(), strict=True)):
+            raise MismatchError(
+                f"{name} is expanded: several of its places share one number; nothing was filled: make it of "
+                "expanded values that are cloned, value.expand(...).clone()"
+            )
+        if value.is_inference() and not torch.is_inference_mode_enabled():
+            raise MismatchError(
+                f"{name} was made in inference mode and cannot be written to outside; nothing was filled: "
+                "build the network outside torch.inference_mode()"
+            )

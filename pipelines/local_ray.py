@@ -28,8 +28,12 @@ SETTINGS: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-LOCAL_SETTINGS: Mapping[str, str] = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""A machine of one's own is not taken away with a warning."""
+LOCAL_SETTINGS: Mapping[str, str] = {
+    # A machine of one's own is not taken away with a warning.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Workers are what the user waits for: at Ray's niceness of 15 a busy machine leaves them next to nothing.
+    "RAY_worker_niceness": "0",
+}
 
 
 @contextmanager

@@ -76,9 +76,7 @@ def predict(
     network = _built(target)
     start = load(source_of(source))
     if not isinstance(start, Predicts):
-        raise SourceError(
-            f"{source!r} is a {start.card.kind}, which predicts nothing: name a hypernetwork (kind ghn)"
-        )
+        raise SourceError(_why_not(source, start.card))
     inputs = tuple(shapes) if shapes else (_images(start.card),)
     names = [name for name, _ in network.named_parameters()]
     began = time.monotonic()
@@ -99,6 +97,16 @@ def predict(
         "digest": written.card.digest,
     }
     typer.echo(json.dumps(answer, indent=2) if as_json else _in_words(answer))
+
+
+def _why_not(source: str, card: Card) -> str:
+    """Return why a start has no weights for a graph, and what to do."""
+    if card.kind == "ghn":
+        return (
+            f"{source!r} is a hypernetwork of method {card.method.name!r}, which reads the network itself "
+            f"and not its graph: in Python, metainit.init_(network, {source!r}, example_inputs=inputs)"
+        )
+    return f"{source!r} is a {card.kind}, which predicts nothing: name a hypernetwork (kind ghn)"
 
 
 def _in_words(answer: dict[str, Any]) -> str:

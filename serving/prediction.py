@@ -52,9 +52,13 @@ FAULTS: Mapping[Fault, type[MetainitError]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Limits:
-    """What a prediction may cost: bytes of its request, elements of all parameters, seconds; how many run."""
+    """What a prediction may cost: bytes of its request, elements of all parameters, seconds; how many run.
+
+    `nodes` of a graph: attention between all pairs of them takes memory as their square.
+    """
 
     body_bytes: int = 8 << 20
+    nodes: int = 4_000
     elements: int = 100_000_000
     waiting: int = 32
     seconds: float = 120.0
@@ -118,7 +122,7 @@ class Predicting:
         return Answer(kept, graph, _hash(text), None if question.exact else seed, made_before)
 
     def _read(self, value: dict[str, Any]) -> tuple[ArchitectureGraph, str]:
-        graph = from_json(value, GraphLimits(elements=self.limits.elements))
+        graph = from_json(value, GraphLimits(nodes=self.limits.nodes, elements=self.limits.elements))
         return graph, canonical_json(to_json(graph))
 
     async def _once(self, key: str, order: Order) -> Kept:

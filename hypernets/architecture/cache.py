@@ -39,8 +39,11 @@ class OpaqueError(Exception):
 
 
 class _Entry(NamedTuple):
+    """`classes`: of the modules, kept alive, since a key names them by their identity."""
+
     graph: ArchitectureGraph
     integers: str | None
+    classes: frozenset[type]
 
 
 class GraphCache:
@@ -96,8 +99,9 @@ class GraphCache:
         if traced.depends_on is not Dependence.NUMBERS:
             looked = traced.depends_on is Dependence.INTEGERS
             integers = _integers(network, example_inputs) if looked else None
+            classes = frozenset(type(module) for module in network.modules())
             with self._lock:
-                self._entries[key] = _Entry(traced.graph, integers)
+                self._entries[key] = _Entry(traced.graph, integers, classes)
                 self._entries.move_to_end(key)
                 while len(self._entries) > self.size:
                     self._entries.popitem(last=False)
@@ -151,7 +155,7 @@ class _Describer:
         held = vars(module)
         return (
             name,
-            _name(type(module)),
+            self._class(type(module)),
             [(n, self.describe(p)) for n, p in module._parameters.items()],
             [(n, self.describe(b)) for n, b in module._buffers.items()],
             [
@@ -160,6 +164,15 @@ class _Describer:
                 if n not in HELD_BY_MODULES and (v or n not in HOOKS)
             ],
         )
+
+    def _class(self, kind: type) -> Any:
+        """Return which class it is, and its methods: in a notebook both change under one name."""
+        number = self._number(kind)
+        if number is not None:
+            return number
+        own = [base for base in kind.__mro__ if not base.__module__.startswith("torch.")]
+        methods = [(n, f) for base in own for n, f in vars(base).items() if isinstance(f, FunctionType)]
+        return id(kind), [(n, self._code(f.__code__)) for n, f in methods]
 
     def describe(self, value: Any) -> Any:
         kind = type(value)

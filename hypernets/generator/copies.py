@@ -48,14 +48,15 @@ class Sketch(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Return sketches (B, k) of standardized values (B, D)."""
         total = values.new_zeros(len(values), self.width)
-        for number, part in enumerate(values.split(CHUNK, -1)):
+        for number, part in enumerate(torch.split(values, CHUNK, -1)):
             drawn = generator_of("sketch", self.size, number)
             projection = torch.randn(part.shape[-1], self.width, generator=drawn).to(values.device)
             total = total + part @ projection
-        return total / self.width**0.5
+        sketched: Tensor = total / self.width**0.5
+        return sketched
 
     def fit(self, members: Tensor, held_out: Tensor, closeness: float) -> None:
-        """Keep the members (n, D); the threshold is a part of how near the nearest held-out fits (m, D) are."""
+        """Keep members (n, D); the threshold is a part of how near the nearest held-out fits (m, D) are."""
         self.members.copy_(self(members))
         if len(held_out):
             self.threshold.copy_(closeness * torch.quantile(self.distances(held_out), LOW))
@@ -64,7 +65,8 @@ class Sketch(nn.Module):
         """Return the distance of values (B, D) to the nearest member, (B)."""
         # Not through the matrix product, which loses small distances between large numbers.
         apart = torch.cdist(self(values), self.members, compute_mode="donot_use_mm_for_euclid_dist")
-        return apart.amin(-1)
+        nearest: Tensor = apart.amin(-1)
+        return nearest
 
     def is_copy(self, values: Tensor) -> Tensor:
         """Return whether values (B, D) are nearer to a member than they may be, (B) bool."""

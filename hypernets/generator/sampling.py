@@ -33,7 +33,12 @@ def noise_of(seeds: Sequence[int], size: int) -> Tensor:
 
 
 def guided(
-    process: Process, denoiser: Denoiser, condition: Tensor, unconditional: Tensor, guidance: float
+    process: Process,
+    denoiser: Denoiser,
+    condition: Tensor,
+    unconditional: Tensor,
+    guidance: float,
+    shift: Tensor | float = 0.0,
 ) -> Predict:
     r"""Return the prediction under a condition: :math:`p_\emptyset + w (p_c - p_\emptyset)`.
 
@@ -46,6 +51,8 @@ def guided(
         condition: (B, E).
         unconditional: the embedding of no condition, (B, E).
         guidance: w.
+        shift: what samples under the condition lack to be ones without it (B, D), where the two are measured
+            from different means.
 
     Source: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", arXiv:2207.12598, equation 6.
     """
@@ -53,10 +60,13 @@ def guided(
     def predict(values: Tensor, time: Tensor) -> Tensor:
         if guidance == 1.0:
             return process.predict(denoiser, values, time, condition)
-        both = process.predict(
-            denoiser, values.repeat(2, 1), time.repeat(2), torch.cat([condition, unconditional])
-        )
+        # The prediction is linear in the clean value: that of the shift is added.
+        moved = torch.zeros_like(values) + shift
+        alpha, _ = process.coefficients(time)
+        inputs = torch.cat([values, values + alpha * moved])
+        both = process.predict(denoiser, inputs, time.repeat(2), torch.cat([condition, unconditional]))
         with_condition, without = both.chunk(2)
+        without = without - process.target(moved, torch.zeros_like(values), time)
         return without + guidance * (with_condition - without)
 
     return predict

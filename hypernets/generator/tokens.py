@@ -5,7 +5,7 @@ Letters: `D` numbers of the flat vector, `T` tokens, `S` numbers of a token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -153,7 +153,7 @@ GROUPINGS = MappingProxyType({"neuron": _neurons, "block": _blocks})
 """Kind -> the tokens of a layer's parameters, those of one kind in one tensor."""
 
 
-def layers_with(layers: Layers, names: Mapping[str, object] | Sequence[str]) -> Layers:
+def layers_with(layers: Layers, names: Container[str]) -> Layers:
     """Return the layers with some of their parameters alone.
 
     Example:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from hypernets.architecture.cache import GraphCache
 from hypernets.architecture.graph import ArchitectureGraph, SkipReason
 from hypernets.architecture.inputs import ExampleInputs
-from hypernets.architecture.trace import trace
 from metainit.adaptation import Progress, Task
 from metainit.card import AdaptationRoutine, Card
 from metainit.checkpoint import Checkpoint
-from metainit.errors import SourceError
+from metainit.errors import DataError, SourceError
 from metainit.fill import fill_parameters, refuse_trained
 from metainit.initialization import run_given
 from metainit.recalibration import Recalibration, recalibrate
@@ -97,6 +100,8 @@ class NetworkStart(ABC):
         Raises:
             GraphError: the network cannot be traced; nothing is changed.
             MismatchError: the network looks trained, or is too large; nothing is changed.
+            DataError: the network does not take the observation; nothing is changed.
+            DivergenceError: statistics of the observation are not finite; nothing is changed.
             EndpointError: an endpoint predicts, and cannot; nothing is changed.
             SourceError: a condition is given, or no example inputs.
         """
@@ -131,8 +136,13 @@ class NetworkStart(ABC):
         if not overwrite:
             refuse_trained(network)
         weights, skipped = self.predicted_for(network, example_inputs, seed=seed, exact=exact, keep=keep)
-        fill_parameters(network, weights, skipped, f"prediction of {self.name!r}")
-        done = None if observation is None else recalibrate(network, [observation])
+        source = f"prediction of {self.name!r}"
+        if observation is None:
+            fill_parameters(network, weights, skipped, source)
+            return Filled(tuple(weights), skipped)
+        with _all_or_nothing(network):
+            fill_parameters(network, weights, skipped, source)
+            done = _recalibrated(network, observation)
         return Filled(tuple(weights), skipped, done)
 
     def adapt(
@@ -170,7 +180,14 @@ class Stored:
 
 
 class GraphStart(NetworkStart):
-    """A start that knows of a network what its architecture graph says, and nothing else."""
+    """A start that knows of a network what its architecture graph says, and nothing else.
+
+    Graphs that it was asked for are kept: networks of one structure are traced once.
+    """
+
+    @cached_property
+    def _graphs(self) -> GraphCache:
+        return GraphCache()
 
     @abstractmethod
     def weights_for(
@@ -192,5 +209,33 @@ class GraphStart(NetworkStart):
         keep: Collection[str],
     ) -> tuple[Mapping[str, Tensor], Mapping[str, SkipReason]]:
         """Trace the network, and return weights for its graph."""
-        graph = trace(network, example_inputs, keep=keep)
+        graph = self._graphs.trace(network, example_inputs, keep=keep)
         return self.weights_for(graph, seed=seed, exact=exact).weights, graph.skipped
+
+
+@contextmanager
+def _all_or_nothing(network: nn.Module) -> Iterator[None]:
+    """Put the network's parameters back where what is done to them fails."""
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    finished = False
+    try:
+        yield
+        finished = True
+    finally:
+        if not finished:
+            with torch.no_grad():
+                for name, value in network.named_parameters():
+                    value.copy_(before[name])
+
+
+def _recalibrated(network: nn.Module, observation: Tensor) -> Recalibration:
+    """Measure running statistics on inputs of the user's data, on the network's device and in its type."""
+    like = next((p for p in network.parameters() if p.is_floating_point()), observation)
+    moved = observation.to(like.device, like.dtype if observation.is_floating_point() else None)
+    try:
+        return recalibrate(network, [moved])
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:  # what layers raise for wrong inputs
+        raise DataError(
+            f"the network does not take the observation of shape {tuple(observation.shape)}: "
+            f"{str(error)[:300]}; nothing was filled: pass a batch of inputs like example_inputs"
+        ) from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
@@ -62,6 +62,15 @@ class TrainingConfig(Record):
     averaging: float = Field(default=0.99, ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] = "float32"
 
+    @model_validator(mode="after")
+    def _a_step_has_no_network_twice(self) -> TrainingConfig:
+        # The networks of a step run at once, each with weights of its own in the place of its parameters.
+        if self.pool < self.meta_batch:
+            raise ValueError(
+                f"pool is {self.pool}, expected at least {self.meta_batch}, the architectures of a meta_batch"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class Member:
@@ -102,7 +111,7 @@ class GhnTraining:
             network = build_architecture(sample(self.space, self.seed, index, split)).to(self.ghn.device)
             shape = (2, self.space.channels, self.space.size, self.space.size)
             graph = trace(network, torch.zeros(shape, device=self.ghn.device))
-            self._pool[key] = Member(network.train(), graph, self.ghn.features(graph))
+            self._pool[key] = Member(_structure(network).train(), graph, self.ghn.features(graph))
         return self._pool[key]
 
     def gradient(self, share: slice = slice(None), pool: ThreadPoolExecutor | None = None) -> Gradient:
@@ -232,6 +241,16 @@ class GhnTraining:
         """Return the context that the arithmetic runs in."""
         wanted = self.config.precision == "bfloat16"
         return torch.autocast(self.ghn.device.type, torch.bfloat16, enabled=wanted)
+
+
+def _structure(network: nn.Module) -> nn.Module:
+    """Take the numbers out of a network's parameters: those of a pool of thousands would fill the memory."""
+    stand_ins: dict[int, nn.Parameter] = {}
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            empty = nn.Parameter(torch.empty_like(parameter, device="meta"))
+            setattr(module, name, stand_ins.setdefault(id(parameter), empty))
+    return network
 
 
 def schedule(config: TrainingConfig, step: int) -> float:

@@ -127,6 +127,47 @@ def read_labelled_images(config: LabelledImagesConfig) -> LabelledImages:
         >>> images.shape
         torch.Size([16, 1, 8, 8])
     """
+    raw = _read(config)
+    contents = _contents(raw)
+    splits = _splits(raw, contents, config)
+    present = set(raw.labels[splits == "train"].tolist())
+    absent = [name for number, name in enumerate(raw.class_names) if number not in present]
+    if absent:
+        raise DataError(f"{config.data}: no image for training shows the class {', '.join(absent[:5])}")
+    return _in_parts(raw, contents, splits)
+
+
+def read_classes_apart(config: LabelledImagesConfig) -> LabelledImages:
+    """Read a labelled image set of which each class lies in one part only, with all of its images.
+
+    Where the source marks whole classes as not for training these are `test`; else, and for `validation`,
+    the config's shares are of the classes.
+
+    Raises:
+        DataError: the data are missing, damaged, empty, of different sizes, or have no class to train on.
+
+    Example:
+        >>> digits = read_classes_apart(LabelledImagesConfig(data='digits'))
+        >>> [len(digits.parts[split].labels.unique()) for split in ('train', 'validation', 'test')]
+        [7, 1, 2]
+    """
+    raw = _read(config)
+    # A source may name classes of which it has no image.
+    present = np.unique(raw.labels)
+    names = [raw.class_names[n] for n in present]
+    own = np.full(len(present), "train", dtype=object)
+    alike = np.zeros(len(present), dtype=np.int64)
+    if raw.test is not None and all(len(np.unique(raw.test[raw.labels == n])) == 1 for n in present):
+        own[np.isin(present, raw.labels[raw.test])] = "test"
+    else:
+        _carve(own, alike, names, "test", config.test, config.split_seed)
+    if "train" not in own:
+        raise DataError(f"{config.data}: all classes are marked as for test, expected some to train on")
+    _carve(own, alike, names, "validation", config.validation, config.split_seed)
+    return _in_parts(raw, _contents(raw), own[np.searchsorted(present, raw.labels)])
+
+
+def _read(config: LabelledImagesConfig) -> _Raw:
     path = Path(config.data).expanduser()
     if config.data == DIGITS:
         raw = _read_digits(config)
@@ -138,8 +179,15 @@ def read_labelled_images(config: LabelledImagesConfig) -> LabelledImages:
         raise DataError(
             f"{config.data}: has the class {', '.join(raw.class_names)} alone, expected two or more"
         )
-    contents = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in raw.pixels]
-    splits = _splits(raw, contents, config)
+    return raw
+
+
+def _contents(raw: _Raw) -> list[str]:
+    return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in raw.pixels]
+
+
+def _in_parts(raw: _Raw, contents: Sequence[str], splits: npt.NDArray[Any]) -> LabelledImages:
+    """Return the images in their parts, standardized by the training part."""
     parts: dict[Split, Examples] = {}
     for split in ("train", "validation", "test"):
         chosen = torch.from_numpy(np.flatnonzero(splits == split))
@@ -147,10 +195,6 @@ def read_labelled_images(config: LabelledImagesConfig) -> LabelledImages:
         # pass of a convolution of such images with kernel 1 and stride 2 writes past its memory on a CPU.
         pixels = torch.empty((len(chosen), *raw.pixels.shape[1:])).copy_(raw.pixels[chosen])
         parts[split] = Examples(pixels, torch.from_numpy(raw.labels)[chosen])
-    present = set(parts["train"].labels.tolist())
-    absent = [name for number, name in enumerate(raw.class_names) if number not in present]
-    if absent:
-        raise DataError(f"{config.data}: no image for training shows the class {', '.join(absent[:5])}")
     pixels = parts["train"].images.double()
     mean, std = (v.float() for v in (pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp_min(SMALLEST_STD)))
     for split, (images, labels) in parts.items():

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from metainit.card import Spec
 from metainit.domains.base import Domain
+from metainit.domains.classification import ClassificationConfig, ClassificationDomain
 from metainit.domains.ct import CTConfig, CTDomain
 from metainit.domains.image import ImageConfig, ImageDomain
 from metainit.domains.segmentation import SegmentationConfig, SegmentationDomain
@@ -37,11 +38,14 @@ def _masks() -> Fit:
 
 @dataclass(frozen=True)
 class Entry:
-    """A domain's config class, how the domain is made from one, and what `metainit fit` does with files."""
+    """A domain's config class, how the domain is made from one, and what `metainit fit` does with files.
+
+    `fit` None: there are no files to fit in this domain.
+    """
 
     config: type[BaseModel]
     make: Callable[[Any], Domain]
-    fit: Callable[[], Fit]
+    fit: Callable[[], Fit] | None = None
 
 
 DOMAINS: Mapping[str, Entry] = MappingProxyType(
@@ -49,6 +53,7 @@ DOMAINS: Mapping[str, Entry] = MappingProxyType(
         "image": Entry(ImageConfig, ImageDomain, _signals),
         "ct": Entry(CTConfig, CTDomain, _signals),
         "segmentation": Entry(SegmentationConfig, SegmentationDomain, _masks),
+        "classification": Entry(ClassificationConfig, ClassificationDomain),
     }
 )
 """The domains that a spec can name."""

@@ -160,7 +160,7 @@ def probe(
         seeds: draws of each random start.
 
     Raises:
-        DataError: there are fewer than three batches, or no sources, steps or seeds.
+        DataError: there are fewer than three batches, no sources, steps or seeds, or steps below 0.
 
     Example:
         >>> import torch
@@ -175,10 +175,10 @@ def probe(
         raise DataError(
             f"probe needs at least 3 batches (to train, to choose and to judge), got {len(batches)}"
         )
-    if not sources or not steps or seeds < 1:
+    if not sources or not steps or min(steps) < 0 or seeds < 1:
         raise DataError(
-            f"probe needs sources, steps and seeds, got {len(sources)} sources, steps {list(steps)} and "
-            f"{seeds} seeds"
+            f"probe needs sources, steps from 0 on and seeds, got {len(sources)} sources, steps "
+            f"{list(steps)} and {seeds} seeds"
         )
     ordered = sorted(set(steps))
     third = len(batches) // 3
@@ -226,13 +226,23 @@ def _tried(
     drawn = []
     for seed in range(seeds):
         with own_random_state(network, seed_of("start", seed)):
-            drawn.append(start.init_(copy.deepcopy(network), seed=seed, example_inputs=example))
+            drawn.append(start.init_(_untrained(network), seed=seed, example_inputs=example))
     size = chosen_step_size(drawn, data, loss_fn, steps[-1], budget)
     runs = [
         run(own, size, data.train, data.judge, loss_fn, steps, seed, budget) for seed, own in enumerate(drawn)
     ]
     losses = np.stack(runs).transpose(0, 2, 1)
     return _Tried(name, size, losses, drawn[0], time.perf_counter() - began, budget.gradients)
+
+
+def _untrained(network: nn.Module) -> nn.Module:
+    """Return a copy without traces of training, which some starts refuse to overwrite; a copy may be."""
+    copied = copy.deepcopy(network)
+    copied.zero_grad(set_to_none=True)
+    for module in copied.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.reset_running_stats()
+    return copied
 
 
 def _row(tried: _Tried, baseline: _Tried | None, steps: Sequence[int], others: int) -> ProbeRow:

@@ -166,14 +166,21 @@ def fit_all(
 
     Raises:
         DataError: there is nothing to fit, or it cannot be used.
-        RecipeError: the domain is unknown.
+        RecipeError: the domain is unknown, or has nothing to do with files.
         SourceError: the start has no routine and none is given, or names no network.
     """
     carried = start.card.domain.name if start.card.domain is not None else WITHOUT_A_DOMAIN
     name = domain or carried
     if name not in DOMAINS:
         raise RecipeError(f"no domain is called {name!r}; {suggestion(name, DOMAINS)}")
-    fit = DOMAINS[name].fit()
+    make = DOMAINS[name].fit
+    if make is None:
+        fitting = ", ".join(known for known, entry in DOMAINS.items() if entry.fit is not None)
+        raise RecipeError(
+            f"files cannot be fitted in the domain {name!r}, only in {fitting}: adapt the start to a task in "
+            "Python, with its method `adapt`"
+        )
+    fit = make()
     return fit(Request(path, start, out, steps, routine, network, seed, progress, device, truth, native))
 
 

@@ -1,5 +1,6 @@
 """Target networks, one file each, and their registry."""
 
+from metainit.networks.classifier import Classifier
 from metainit.networks.efficientlab import EfficientLab
 from metainit.networks.fourier_mlp import FourierMLP
 from metainit.networks.registry import NETWORKS, build, fitted_spec, function_of, require_same
@@ -8,6 +9,7 @@ from metainit.networks.unet import UNet
 
 __all__ = [
     "NETWORKS",
+    "Classifier",
     "EfficientLab",
     "FourierMLP",
     "Siren",

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from metainit.card import Spec
 from metainit.domains.base import Domain, Predict
 from metainit.errors import MismatchError, RecipeError, suggestion
+from metainit.networks.classifier import Classifier
 from metainit.networks.efficientlab import EfficientLab
 from metainit.networks.fourier_mlp import FourierMLP
 from metainit.networks.siren import Siren
@@ -27,6 +28,7 @@ NETWORKS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
         "fourier_mlp": FourierMLP,
         "unet": UNet,
         "efficientlab": EfficientLab,
+        "classifier": Classifier,
     }
 )
 """The networks that a spec can name."""

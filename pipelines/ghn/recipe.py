@@ -10,7 +10,8 @@ from pydantic import Field, field_serializer, model_validator
 from hypernets.architecture.space_ranges import SpaceConfig
 from hypernets.ghn.config import GhnConfig
 from hypernets.ghn.training import TrainingConfig
-from metainit.domains.labelled_images import DIGITS, LabelledImagesConfig
+from metainit.domains.digits import DIGITS
+from metainit.domains.labelled_images import LabelledImagesConfig
 from pipelines.recipe import EvidenceConfig, Recipe
 
 OF_THE_IMAGES = ("channels", "size", "classes")

@@ -17,6 +17,7 @@ import torch
 
 from metainit.card import AdaptationRoutine, Card
 from metainit.cli import app
+from metainit.domains.classification import ClassificationConfig
 from metainit.domains.image import ImageConfig
 from metainit.domains.registry import DOMAINS
 from metainit.domains.segmentation import SegmentationConfig
@@ -204,6 +205,7 @@ def rows(page: str) -> str:
         ("meta-learning.md", OuterConfig.model_fields),
         ("images.md", ImageConfig.model_fields.keys() - {"folder", "npz"}),
         ("segmentation.md", SegmentationConfig.model_fields),
+        ("classification.md", ClassificationConfig.model_fields),
         ("segmentation.md", OVERLAP_METRICS),
         ("segmentation.md", KINDS),
         ("checkpoints.md", Card.model_fields),
@@ -218,6 +220,7 @@ def rows(page: str) -> str:
         "outer",
         "image",
         "segmentation",
+        "classification",
         "metrics",
         "structures",
         "card",

@@ -14,6 +14,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 import metainit
+from hypernets.ghn.ghn3_checkpoint import to_checkpoint
+from hypernets.ghn.ghn3_config import Ghn3Config
+from hypernets.ghn.ghn3_network import Ghn3
 from metainit import checkpoint
 from metainit.errors import MetainitError
 from pipelines import predict_command, registry_commands
@@ -130,6 +133,14 @@ def test_what_is_wrong_is_named(
         Registry().register(folder / "shelf" / "siren" / "1", "siren")
     text = predict(folder, name, *defaults, *more, status=status)
     assert words in " ".join(text.replace("│", " ").split()) and not (folder / "out.safetensors").exists()
+
+
+def test_a_published_hypernetwork_says_how_it_is_used(folder: Path) -> None:
+    config = Ghn3Config(hidden=8, layers=1, heads=2, channels=8, kernel=11, classes=10)
+    to_checkpoint(config, Ghn3(config).state_dict(), folder / "p.safetensors", "published", "a file of ours")
+    options = ("--from", "p.safetensors", "-o", "out.safetensors", "--input-shape", "1,1,8,8")
+    text = predict(folder, "Namespace.small", *options, status=1)
+    assert "method 'ghn3'" in text and "metainit.init_(network, 'p.safetensors', example_inputs=" in text
 
 
 def test_a_module_that_is_not_there_is_named(folder: Path, hypernetwork: Path) -> None:

@@ -47,6 +47,12 @@ def graph_of(width: int = 9, **skipped: SkipReason) -> ArchitectureGraph:
     return ArchitectureGraph(operations, edges, {k.replace("__", "."): v for k, v in skipped.items()})
 
 
+def chain(length: int) -> ArchitectureGraph:
+    return ArchitectureGraph(
+        (Node(Operation.RELU),) * length, tuple(Edge(i, i + 1) for i in range(length - 1))
+    )
+
+
 def body(graph: ArchitectureGraph | None = None, **more: Any) -> dict[str, Any]:
     return {"graph": to_json(graph or graph_of()), **more}
 
@@ -80,7 +86,7 @@ def predictor() -> Counting:
 
 @pytest.fixture
 def http(store: Store, predictor: Counting) -> Iterator[httpx.Client]:
-    limits = Limits(body_bytes=4000, elements=1000, waiting=2, seconds=20.0)
+    limits = Limits(body_bytes=4000, nodes=20, elements=1000, waiting=2, seconds=20.0)
     with (
         InProcess(create_app(store, predictor, limits)) as transport,
         httpx.Client(transport=transport, base_url=BASE) as client,
@@ -183,6 +189,7 @@ WRONG: list[tuple[str, Any, int, str, str]] = [
     ("an unknown key", body(sed=3), 422, "invalid", "body.sed"),
     ("a bad seed", body(seed=-1), 422, "invalid", "body.seed"),
     ("too many elements", body(graph_of(200)), 422, "graph", "expected at most 1000"),
+    ("too many operations", body(chain(21)), 422, "graph", "nodes: expected at most 20"),
     ("too large a body", b" " * 4001, 413, "too-large", "4000 bytes"),
 ]
 PLACES = {"a prior": "faces", "no such name": "digit"}

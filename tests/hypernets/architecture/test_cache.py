@@ -81,6 +81,32 @@ def test_what_differs_is_traced_anew(other: Callable[[], tuple[Net, Any]]) -> No
     assert cache.trace(Net(), X, keep=["a.bias"]).skipped
 
 
+def test_a_class_that_is_written_anew_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook: under the same name, with the same attributes."""
+
+    def versions() -> list[type[Net]]:
+        class Mine(Net):
+            def forward(self, x: Tensor) -> Tensor:
+                return self.a(x).relu()
+
+        first = Mine
+
+        class Mine(Net):  # type: ignore[no-redef]
+            def forward(self, x: Tensor) -> Tensor:
+                return self.b(self.a(x).sin())
+
+        return [first, Mine]
+
+    cache = GraphCache()
+    first, second = versions()
+    for kind in (first, second, first):
+        assert cache.trace(kind(), X) == trace(kind(), X)
+    assert len(cache) == 2
+    before = cache.trace(first(), X)
+    monkeypatch.setattr(first, "forward", second.forward)
+    assert cache.trace(first(), X) == cache.trace(second(), X) != before
+
+
 def test_closures_tell_functions_apart() -> None:
     def close(constant: float) -> Callable[[Tensor], Tensor]:
         return lambda y: (y + constant).relu()

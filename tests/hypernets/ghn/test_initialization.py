@@ -1,18 +1,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import metainit
+from hypernets.architecture import cache
+from hypernets.architecture.trace import Traced, trace_fully
 from hypernets.ghn.config import GhnConfig
 from hypernets.ghn.initialization import Predicted
 from hypernets.ghn.model import Ghn
 from metainit import checkpoint
 from metainit.card import Card, Method, Provenance
-from metainit.errors import CheckpointError, GraphError, MismatchError, SourceError
+from metainit.errors import (
+    CheckpointError,
+    DataError,
+    DivergenceError,
+    GraphError,
+    MismatchError,
+    SourceError,
+)
 
 CONFIG = GhnConfig(width=16, heads=2, layers=1, block=8, kernel=3)
 INPUTS = torch.zeros(2, 1, 8, 8)
@@ -78,6 +88,48 @@ def test_running_statistics_are_those_of_the_users_data(start: Predicted) -> Non
     untouched = small_network()
     assert start.fill_(untouched, INPUTS, seed=0).recalibrated is None
     assert torch.equal(untouched[1].running_mean, torch.zeros(12))
+
+
+@pytest.mark.parametrize(
+    ("observation", "error", "words"),
+    [
+        (torch.zeros(3, 5), DataError, r"observation of shape \(3, 5\).*nothing was filled"),
+        (torch.zeros(2, 3, 8, 8), DataError, r"expected input.* to have 1 channels"),
+        (torch.full((8, 1, 8, 8), torch.nan), DivergenceError, "not finite"),
+    ],
+)
+def test_an_observation_that_does_not_fit_leaves_nothing_half_filled(
+    start: Predicted, observation: Tensor, error: type[Exception], words: str
+) -> None:
+    network = small_network()
+    before = values(network)
+    with pytest.raises(error, match=words):
+        start.init_(network, seed=0, example_inputs=INPUTS, observation=observation)
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+def test_an_observation_takes_the_type_of_the_network(start: Predicted) -> None:
+    network, data = small_network().double(), torch.randn(16, 1, 8, 8)
+    start.init_(network, seed=0, example_inputs=INPUTS.double(), observation=data)
+    with torch.no_grad():
+        inside = network[0](data.double())
+    torch.testing.assert_close(network[1].running_mean, inside.mean((0, 2, 3)))
+
+
+def test_networks_of_one_structure_are_traced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+
+    def counted(*arguments: Any, **options: Any) -> Traced:
+        traced.append(arguments)
+        return trace_fully(*arguments, **options)
+
+    monkeypatch.setattr(cache, "trace_fully", counted)
+    start = metainit.load(saved(tmp_path))
+    first, second = (start.init_(small_network(i), seed=1, example_inputs=INPUTS) for i in range(2))
+    assert len(traced) == 1
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+    start.init_(nn.Linear(3, 2), seed=1, example_inputs=torch.zeros(2, 3))
+    assert len(traced) == 2
 
 
 def test_tied_parameters_stay_tied(start: Predicted) -> None:
@@ -163,6 +215,17 @@ def test_the_probe_takes_a_hypernetwork(start: Predicted) -> None:
     report = metainit.probe(network, ["default", start], batches, nn.functional.cross_entropy, steps=(0, 2))
     assert {row.source for row in report.rows} == {"default", "ghn-test"}
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+def test_the_probe_takes_a_network_that_was_run_before(start: Predicted) -> None:
+    network = small_network()
+    batches = [(torch.randn(16, 1, 8, 8), torch.randint(10, (16,))) for _ in range(3)]
+    network(batches[0][0]).sum().backward()
+    before = values(network)
+    report = metainit.probe(network, [start], batches, nn.functional.cross_entropy, steps=(0, 1), seeds=1)
+    assert report.kept == "ghn-test"
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+    assert network[0].weight.grad is not None
 
 
 def test_a_published_hypernetwork_is_a_start(tmp_path: Path) -> None:

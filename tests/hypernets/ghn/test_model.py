@@ -127,6 +127,24 @@ def test_rows_of_a_table_differ() -> None:
     assert len({tuple(row.tolist()) for row in found[0]}) == 20
 
 
+@pytest.mark.parametrize("decoder", DECODED)
+@pytest.mark.parametrize(
+    "shape", [(7,), (9, 6), (1, 6, 9, 5), (6, 9, 5), (1, 3, 12, 12), (2, 3, 4, 5), (4, 9, 1, 1), (50, 1)]
+)
+def test_tables_of_any_dimensions_are_decoded(decoder: str, shape: tuple[int, ...]) -> None:
+    graph = ArchitectureGraph((Node(Operation.ADD, (Parameter("t", shape, Role.TABLE),)),), ())
+    ghn = small(decoder)
+    found = predict(ghn, graph, seed=0)["t"]
+    assert found.shape == shape and len(found.unique()) == found.numel()
+    same({"t": ghn([graph])[0]["t"]}, predict(ghn, graph, exact=True))
+
+
+def test_a_table_that_is_a_map_is_decoded_as_one() -> None:
+    parameter = Parameter("positions", (1, 3, 4, 5), Role.TABLE)
+    values = torch.arange(60.0).reshape(grid(parameter))
+    torch.testing.assert_close(from_grid(values, parameter), values.view(1, 3, 4, 5))
+
+
 def test_blocks_are_cut_in_the_middle_and_repeated() -> None:
     decoder = TiledDecoder(GhnConfig(width=16, heads=2, block=4, kernel=5))
     state = torch.randn(2, 16)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
@@ -66,6 +67,20 @@ def test_shares_add_up_to_the_whole() -> None:
     nothing = learner.gradient(slice(3, 3))
     assert nothing.networks == 0
     assert all(v.abs().sum() == 0 for v in nothing.parameters)
+
+
+def test_the_pool_holds_no_weights() -> None:
+    learner = training()
+    learner.gradient()
+    learner.validate(2, 8)
+    parameters = [p for i in range(3) for p in learner.member(i).network.parameters()]
+    assert parameters and all(p.is_meta for p in parameters)
+
+
+def test_no_step_has_a_network_twice() -> None:
+    """Threads would take turns in filling the one module."""
+    with pytest.raises(ValidationError, match="pool is 2, expected at least 3"):
+        training(pool=2)
 
 
 def test_threads_change_nothing() -> None:

@@ -40,6 +40,17 @@ TABLE: dict[str, tuple[Spec, Spec]] = {
         ),
         Spec(name="unet", arguments={"width": 4, "depth": 1}),
     ),
+    "classification": (
+        Spec(name="classification", arguments={"ways": 3, "shots": 2, "queries": 4, "held_out_tasks": 6}),
+        Spec(name="classifier", arguments={"width": 4, "depth": 2}),
+    ),
+    "classification, classes": (
+        Spec(
+            name="classification",
+            arguments={"ways": 2, "queries": 4, "held_out": "classes", "validation": 0.3, "size": 4},
+        ),
+        Spec(name="classifier", arguments={"width": 4, "depth": 1, "norm": "group"}),
+    ),
 }  # fmt: skip
 """One row a domain or variant of one, with a network for it: a new one adds its row and gets every test."""
 

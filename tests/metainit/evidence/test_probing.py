@@ -106,6 +106,11 @@ def test_fewer_than_three_batches_are_refused(count: int) -> None:
         probe(nn.Linear(3, 1), ["default"], batches(count), mse)
 
 
+def test_steps_begin_at_zero() -> None:
+    with pytest.raises(DataError, match=r"steps from 0 on and seeds, got .*\[5, -1\]"):
+        probe(nn.Linear(3, 1), ["default"], batches(3), mse, steps=(5, -1))
+
+
 def test_an_unknown_source_is_named() -> None:
     with pytest.raises(SourceError, match="did you mean 'kaiming'"):
         probe(nn.Linear(3, 1), ["kaimin"], batches(3), mse)

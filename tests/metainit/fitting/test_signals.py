@@ -17,7 +17,7 @@ from metainit.adaptation import Task
 from metainit.card import AdaptationRoutine, Spec
 from metainit.domains.ct import CTConfig, CTDomain
 from metainit.domains.image import ImageConfig, ImageDomain
-from metainit.errors import DataError, SourceError
+from metainit.errors import DataError, RecipeError, SourceError
 from metainit.evidence.curves import weights_of
 from metainit.evidence.metrics import psnr
 from metainit.fitting import REPORT_FILE, WEIGHTS_FILE, fit_all, prepare_start, signals
@@ -120,6 +120,12 @@ def test_buffers_of_the_network_travel_too(folder: Path, tmp_path: Path) -> None
     start = load(tmp_path / "out" / "wide.png" / WEIGHTS_FILE)
     filled = start.init_(build(network, seed=1))
     assert torch.equal(filled.state_dict()["frequencies"], build(network).state_dict()["frequencies"])
+
+
+def test_a_domain_without_files_is_refused_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="domain 'classification', only in image, ct, segmentation: adapt"):
+        fit_all(folder, start_for(COLOUR, tmp_path), tmp_path / "out", domain="classification")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_sinogram(tmp_path: Path) -> None:

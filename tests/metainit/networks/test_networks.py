@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from metainit.card import Card, Method, Spec
 from metainit.errors import RecipeError
 from metainit.fill import fill
 from metainit.initializers.base import SineNetwork
-from metainit.networks import NETWORKS, FourierMLP, Siren, build, function_of
+from metainit.networks import NETWORKS, Classifier, FourierMLP, Siren, build, function_of
 from metainit.networks.chunks import in_chunks
 from metainit.networks.efficientlab import (
     CUT,
@@ -58,6 +59,12 @@ def _images(name: str, tiny: dict[str, Any], **arguments: Any) -> Row:
     return Row(spec, (2, 2, 13, 18), (2, 3, 13, 18), {"classes": 2, **tiny}, wrong)
 
 
+def _classified(tiny: dict[str, Any], **arguments: Any) -> Row:
+    wrong = ({"width": 0}, {"depth": 0}, {"in_channels": -1}, {"classes": 0}, {"size": 0})
+    spec = Spec(name="classifier", arguments={"in_channels": 2, "classes": 3, "size": 13, **arguments})
+    return Row(spec, (4, 2, 13, 13), (4, 3), {"classes": 2, "width": 2, "depth": 2, **tiny}, wrong)
+
+
 SLOW_SINES = {"omega": 3.0, "omega_first": 3.0}
 COORDINATES: dict[str, Row] = {
     "siren": _coordinates("siren", SLOW_SINES, width=16, depth=3),
@@ -76,12 +83,18 @@ IMAGES: dict[str, Row] = {
         "efficientlab", {"width": 0.1, "depth": 0.1}, width=0.25, depth=0.3, norm="batch"
     ),
 }
-TABLE: dict[str, Row] = {**COORDINATES, **IMAGES}
+CLASSIFIERS: dict[str, Row] = {
+    "classifier": _classified({}, width=6, depth=3),
+    "classifier, group": _classified({}, width=6, depth=2, norm="group"),
+    "classifier, batch": _classified({}, width=6, depth=2, norm="batch"),
+}
+TABLE: dict[str, Row] = {**COORDINATES, **IMAGES, **CLASSIFIERS}
 """One row a network or variant of one: a new one adds its row and gets every test below."""
 
 every_network = pytest.mark.parametrize("row", TABLE)
 of_coordinates = pytest.mark.parametrize("row", COORDINATES)
-of_images = pytest.mark.parametrize("row", IMAGES)
+of_segmenters = pytest.mark.parametrize("row", IMAGES)
+of_images = pytest.mark.parametrize("row", {**IMAGES, **CLASSIFIERS})
 
 
 def network_of(row: str, seed: int = 0, **changes: Any) -> nn.Module:
@@ -168,7 +181,7 @@ def test_second_derivatives_agree_with_finite_differences(row: str) -> None:
 
     flat = torch.cat([v.detach().flatten() for v in network.parameters()]).requires_grad_()
     # In full where there are few parameters, else in random directions.
-    assert torch.autograd.gradgradcheck(loss, flat, atol=1e-6, rtol=1e-4, fast_mode=row in IMAGES)
+    assert torch.autograd.gradgradcheck(loss, flat, atol=1e-6, rtol=1e-4, fast_mode=row not in COORDINATES)
 
 
 @every_network
@@ -245,7 +258,7 @@ def test_is_a_function_of_its_weights_alone(row: str) -> None:
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
-@of_images
+@of_segmenters
 @settings(max_examples=12, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 40), st.integers(1, 40))
 def test_any_image_size_and_number_of_classes(
@@ -289,6 +302,42 @@ def test_an_unknown_normalization_is_refused(name: str) -> None:
         build(Spec(name=name, arguments={"norm": "layer"}))
     with pytest.raises(ValueError, match="norm is 'layer', the choices are: batch, group"):
         NETWORKS[name](norm="layer")
+
+
+class TestClassifier:
+    @settings(max_examples=15, deadline=None)
+    @given(
+        st.integers(1, 4), st.integers(1, 30), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4),
+        st.sampled_from([None, "group", "batch"]),
+    )  # fmt: skip
+    def test_any_sizes(
+        self, channels: int, size: int, classes: int, width: int, depth: int, norm: Any
+    ) -> None:
+        network = Classifier(channels, size, classes, width, depth, norm)
+        found = network(points(3, channels, size, size))
+        assert found.shape == (3, classes) and torch.isfinite(found).all()
+        convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+        assert len(convolutions) == depth and {m.out_channels for m in convolutions} == {width}
+
+    def test_has_the_parameters_that_are_counted_by_hand(self) -> None:
+        network = build(Spec(name="classifier", arguments={"size": 8, "classes": 3, "width": 4, "depth": 2}))
+        assert sum(p.numel() for p in network.parameters()) == (9 + 1) * 4 + (36 + 1) * 4 + (4 * 4 + 1) * 3
+
+    def test_is_its_layers_one_after_the_other(self) -> None:
+        network, x = network_of("classifier").double(), points(4, 2, 13, 13, dtype=torch.float64)
+        hidden, weights = x, network.state_dict()
+        for place in ("features.0", "features.2", "features.4"):
+            weight, bias = weights[f"{place}.weight"], weights[f"{place}.bias"]
+            hidden = F.conv2d(hidden, weight, bias, stride=2, padding=1).clamp_min(0)
+        assert hidden.shape == (4, 6, 2, 2)
+        logits = hidden.reshape(4, -1) @ weights["head.weight"].T + weights["head.bias"]
+        torch.testing.assert_close(network(x), logits, rtol=1e-12, atol=1e-12)
+
+    def test_an_unknown_normalization_is_refused(self) -> None:
+        with pytest.raises(RecipeError, match=r"network\.norm is 'layer': input should be"):
+            build(Spec(name="classifier", arguments={"norm": "layer"}))
+        with pytest.raises(ValueError, match="norm is 'layer', the choices are: batch, group"):
+            NETWORKS["classifier"](norm="layer")
 
 
 class TestNormalization:

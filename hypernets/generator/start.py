@@ -1,0 +1,185 @@
+"""A generator as an initialization: it draws starts for the network of its base."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hypernets.generator.checkpoints import drawn_checkpoint, read_generator
+from hypernets.generator.conditions import Conditions, conditions_of
+from hypernets.generator.model import What
+from hypernets.generator.sampling import Sampler
+from metainit.adaptation import Progress, Task
+from metainit.card import AdaptationRoutine, Card
+from metainit.checkpoint import Checkpoint
+from metainit.errors import ConditionError, SourceError, suggestion
+from metainit.fill import check_fits, fill
+from metainit.initialization import run_routine
+
+Condition = int | str | None
+"""A class by number or by name, or a text; None where nothing is said."""
+LARGEST_COUNT = 65_536
+
+
+class Generated:
+    """A generator as a start for the network that its base is of.
+
+    Raises:
+        CheckpointError: the card does not say what the generator is made of, or the tensors are not those.
+    """
+
+    def __init__(self, stored: Checkpoint, evidence: dict[str, Any] | None = None) -> None:
+        self.checkpoint = stored
+        self.card: Card = stored.card
+        self.evidence = evidence
+        self.generator, self.base = read_generator(stored)
+
+    def init_(
+        self,
+        network: nn.Module,
+        *,
+        seed: int | None = None,
+        example_inputs: Tensor | None = None,
+        condition: Condition = None,
+        observation: Tensor | None = None,
+        what: What = "sample",
+        steps: int = 20,
+        guidance: float = 1.0,
+        sampler: Sampler | None = None,
+    ) -> nn.Module:
+        """Fill the network in place with a start of its own and return it.
+
+        Args:
+            network: of the same parameters and buffers as the base.
+            seed: of the draw; drawn itself where it is None.
+            example_inputs: not needed.
+            condition: a class, a class name or a text, of what the generator takes.
+            observation: of the task, without a batch axis.
+            what: ``sample``, ``one_step`` or ``mean`` (`Generator.sample`).
+            steps: of the sampler.
+            guidance: how much the condition counts.
+            sampler: which; None for the one that needs fewest steps.
+
+        Raises:
+            ConditionError: the generator does not take such a condition or observation.
+            CopyError: it gives copies of members alone.
+            DivergenceError: a weight would not be finite.
+            MismatchError: the network is another one than the base's.
+            RecipeError: the generator has no such part. Nothing is changed in any of these cases.
+        """
+        source = f"generator {self.card.name!r}"
+        check_fits(network, self.base.state, source)
+        (drawn,) = self.generate(
+            1,
+            seed,
+            condition=condition,
+            observation=observation,
+            what=what,
+            steps=steps,
+            guidance=guidance,
+            sampler=sampler,
+        )
+        return fill(network, drawn.weights, source)
+
+    def generate(
+        self,
+        count: int,
+        seed: int | None = None,
+        *,
+        condition: Condition = None,
+        observation: Tensor | None = None,
+        what: What = "sample",
+        steps: int = 20,
+        guidance: float = 1.0,
+        sampler: Sampler | None = None,
+    ) -> list[Checkpoint]:
+        """Return starts under one condition, each a checkpoint of kind ``weights``.
+
+        Start i has the seed ``seed + i``, which is on its card: asked for alone with that one it is the same
+        start, up to the rounding of a batch.
+
+        Raises:
+            ConditionError: the generator does not take such a condition or observation.
+            CopyError: it gives copies of members alone.
+            DivergenceError: a weight would not be finite.
+            RecipeError: the generator has no such part.
+            SourceError: the count is not between 1 and `LARGEST_COUNT`.
+        """
+        if not 1 <= count <= LARGEST_COUNT:
+            raise SourceError(f"{count} starts were asked for, expected 1 to {LARGEST_COUNT}")
+        first = int(torch.randint(2**62, ())) if seed is None else seed
+        seeds = [first + number for number in range(count)]
+        conditions = self.conditions(condition, observation).repeated(count)
+        drawn = self.generator.sample(
+            conditions, seeds, what, steps=steps, guidance=guidance, sampler=sampler
+        )
+        how: dict[str, Any] = {
+            "what": what,
+            "condition": condition,
+            "observation": None if observation is None else _fingerprint(observation),
+        }
+        if what == "sample":
+            how |= {"steps": steps, "guidance": guidance, "sampler": sampler}
+        return [
+            drawn_checkpoint(self.checkpoint, self.base, delta, own, {**how, "refused_copies": int(refused)})
+            for own, delta, refused in zip(seeds, drawn.deltas, drawn.refused, strict=True)
+        ]
+
+    def conditions(self, condition: Condition = None, observation: Tensor | None = None) -> Conditions:
+        """Return the conditions of one task; a name of a class is that class, any other text a description.
+
+        Raises:
+            ConditionError: the generator does not take it.
+        """
+        config = self.generator.config.conditions
+        number: int | None = None
+        texts: tuple[str, ...] = ()
+        if isinstance(condition, str):
+            if condition in config.class_names:
+                number = config.class_names.index(condition)
+            elif config.class_names and not config.text:
+                hint = suggestion(condition, config.class_names)
+                raise ConditionError(f"{self.card.name!r} knows no class {condition!r}: {hint}")
+            else:
+                texts = (condition,)
+        elif condition is not None:
+            if isinstance(condition, bool) or not isinstance(condition, int):
+                raise ConditionError(
+                    f"a condition is the number or name of a class, or a text, got {type(condition).__name__}"
+                )
+            number = condition
+        return conditions_of(
+            config,
+            1,
+            classes=None if number is None else torch.tensor([number]),
+            texts=texts,
+            observations=None if observation is None else observation.unsqueeze(0),
+        )
+
+    def adapt(
+        self,
+        network: nn.Module,
+        task: Task,
+        routine: AdaptationRoutine | None = None,
+        progress: Progress | None = None,
+    ) -> nn.Module:
+        """Fit the network to a task, in place, with the routine of the base unless one is given.
+
+        Raises:
+            DivergenceError: the loss is not finite; the network keeps the weights it had.
+            SourceError: neither the card nor the call has a routine.
+        """
+        chosen = routine or self.card.routine
+        if chosen is None:
+            raise SourceError(f"the card of {self.card.name!r} has no adaptation routine: pass routine=...")
+        sizes = self.checkpoint.step_sizes if chosen.per_parameter else {}
+        return run_routine(network, task, chosen, sizes, progress)
+
+
+def _fingerprint(observation: Tensor) -> str:
+    """Return the SHA-256 (hex) of an observation's numbers, which are too many for a card."""
+    numbers = observation.detach().cpu().float().contiguous()
+    return hashlib.sha256(numbers.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
