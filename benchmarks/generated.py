@@ -25,12 +25,12 @@ from benchmarks.cells import Cells, cpu_seconds, machine
 from benchmarks.generated_fitting import NEVER, Fitting, Search, crossings
 from benchmarks.generated_judge import judge_of
 from benchmarks.generated_starts import SEEDS, Made, made
+from hypernets.generator.checkpoints import read_generator
 from hypernets.generator.conditions import conditions_of
 from hypernets.generator.controls import nearest_member, noised_member, ridge, zoo_mean
 from hypernets.generator.copies import copy_test
 from hypernets.generator.evidence import Given, rendered
 from hypernets.generator.model import Generator
-from hypernets.generator.start import generator_of_checkpoint
 from metainit import checkpoint as files
 from metainit import init_
 from metainit.domains.base import TaskBatch
@@ -41,7 +41,6 @@ from metainit.networks import build
 from pipelines.generator.evidence import (
     NOISES,
     RIDGES,
-    conditions_for,
     known_features,
     own_starts,
     regressors,
@@ -59,7 +58,7 @@ TASK_STEPS = (0, 10, 50)
 
 def loaded(chain: Made, kind: str) -> tuple[PreparedGenerator, Generator]:
     """Return a generator with its parts."""
-    return chain.prepared(kind), generator_of_checkpoint(files.load(chain.generators[kind]))
+    return chain.prepared(kind), read_generator(files.load(chain.generators[kind]))[0]
 
 
 def psnr(predict: Callable[[Tensor], Tensor], query: dict[str, Tensor], shared: dict[str, Tensor]) -> Tensor:
@@ -73,9 +72,7 @@ def right(predict: Callable[[Tensor], Tensor], query: dict[str, Tensor], shared:
     return (predict(query["images"]).argmax(-1) == query["labels"]).float().mean()
 
 
-def candidates(
-    prepared: PreparedGenerator, generator: Generator
-) -> dict[str, tuple[list[Given], bool]]:
+def candidates(prepared: PreparedGenerator, generator: Generator) -> dict[str, tuple[list[Given], bool]]:
     """Return every start by name: its settings to choose among, and whether it depends on a seed."""
     deltas = prepared.members.deltas
     features, of = known_features(prepared, generator.config.conditions)
@@ -99,9 +96,13 @@ def ordinary(prepared: PreparedGenerator) -> Given:
     def give(tasks: TaskBatch, seed: int) -> Tensor:
         rows = []
         for name in tasks.ids:
-            network = init_(build(prepared.zoo.manifest.network), "siren", seed=seed_of("ordinary", seed, name))
+            network = init_(
+                build(prepared.zoo.manifest.network), "siren", seed=seed_of("ordinary", seed, name)
+            )
             parameters = dict(network.named_parameters())
-            rows.append(ground.layout.flatten({n: parameters[n].detach() for n in ground.layout.names}) - base)
+            rows.append(
+                ground.layout.flatten({n: parameters[n].detach() for n in ground.layout.names}) - base
+            )
         return torch.stack(rows)
 
     return give
@@ -198,10 +199,15 @@ def tasks(cells: Cells, seed: int) -> None:
                 score = float(curve(rate or 1e-3)[:, steps].mean())
                 if steps not in chosen or score > chosen[steps][0]:
                     chosen[steps] = (score, number, rate)
-        found: dict[str, Any] = {"settings": len(choices), "chosen": {str(s): c[1:] for s, c in chosen.items()}}
+        found: dict[str, Any] = {
+            "settings": len(choices),
+            "chosen": {str(s): c[1:] for s, c in chosen.items()},
+        }
         for steps, (_, number, rate) in chosen.items():
             whole = Fitting(prepared.ground, test, right, steps)
-            found[f"accuracy@{steps}"] = whole.adam(choices[number](test, seed), rate)[:, -1].round(4).tolist()
+            found[f"accuracy@{steps}"] = (
+                whole.adam(choices[number](test, seed), rate)[:, -1].round(4).tolist()
+            )
         own = replace(fit, tasks=test).routine(choices[chosen[0][1]](test, seed))
         return found | {"routine": own[:, -1].round(4).tolist(), "machine": machine()}
 

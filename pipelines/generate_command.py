@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast, runtime_checkable
 
 import typer
 
@@ -31,11 +31,16 @@ class Generates(Protocol):
         """Its own card."""
         ...
 
+    @property
+    def observed_shape(self) -> tuple[int, ...]:
+        """The shape of an observation, empty where it takes none."""
+        ...
+
     def generate(
         self,
         count: int,
-        *,
         seed: int,
+        *,
         condition: Any,
         observation: Tensor | None,
         what: What | None,
@@ -75,9 +80,9 @@ def generate(
         raise SourceError(
             f"{source!r} is a {start.card.kind}, which generates nothing: name a generator (kind generator)"
         )
-    seen = None if observation is None else _observed(observation)
+    seen = None if observation is None else _observed(observation, start.observed_shape)
     drawn = start.generate(
-        count, seed=seed, condition=_condition(condition), observation=seen, what=what  # type: ignore[arg-type]
+        count, seed, condition=_condition(condition), observation=seen, what=cast("What | None", what)
     )
     out.mkdir(parents=True, exist_ok=True)
     written = []
@@ -113,16 +118,16 @@ def _condition(text: str | None) -> int | str | None:
     return int(text) if text is not None and text.isascii() and text.isdecimal() else text
 
 
-def _observed(path: Path) -> Tensor:
-    """Return an image file as ``(height, width, channels)`` in [0, 1], or the array of an npy file.
+def _observed(path: Path, shape: Sequence[int]) -> Tensor:
+    """Return an image file as an observation ``(height, width, channels)``, or the array of an npy file.
 
     Raises:
-        DataError: it can not be read.
+        DataError: it cannot be read, or the generator takes no images.
     """
     import numpy as np
     import torch
 
-    from metainit.domains.images import read_image
+    from metainit.domains.images import centre_cropped, read_image, resized, with_channels
     from metainit.errors import DataError
 
     if path.suffix == ".npy":
@@ -131,4 +136,14 @@ def _observed(path: Path) -> Tensor:
         except (OSError, ValueError) as error:
             raise DataError(f"cannot read {path}: {error}") from error
         return torch.from_numpy(values).float()
-    return torch.from_numpy(read_image(path))
+    if len(shape) != 3:
+        raise DataError(
+            f"{path}: this generator takes no image but {_sizes(shape)}: give an array in an npy file"
+        )
+    height, width, channels = shape
+    pixels = with_channels(read_image(path).pixels, channels, str(path))
+    return torch.from_numpy(resized(centre_cropped(pixels, height, width), height, width))
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return f"an observation of the shape {' x '.join(map(str, shape))}" if shape else "no observation"

@@ -1,9 +1,10 @@
 r"""The network's own loss as a loss of generated deltas: at the start, and after steps of its routine.
 
-.. math:: \ell(\delta) = \frac{1}{|K|} \sum_{k \in K} \frac{L_\text{query}(U^k(\theta_0 + \delta))}{b_k}
+.. math:: \ell(\delta) = \frac{1}{|K|} \sum_{k \in K} \log \frac{L_\text{query}(U^k(\theta_0 + \delta))}{b_k}
 
 where U is a step of the base's routine on the support, and :math:`b_k` the mean loss of the base itself after
-k of its steps: 1 is what the base does.
+k of its steps: 0 is what the base does. The logarithm makes every halving of a loss worth the same, as the
+PSNR does; of the loss itself the worst tasks would be nearly all.
 
 Source: the loss after adaptation is that of Finn et al. 2017, arXiv:1703.03400, equation 1, for a start that
 depends on the task, as in Li et al. 2018, "Deep Meta-Learning: Learning to Learn in the Concept Space".
@@ -26,6 +27,8 @@ from metainit.domains.base import Domain, Predict, TaskBatch
 from metainit.errors import RecipeError
 from metainit.meta.state import Parameters
 
+FLOOR = 1e-6
+"""The least loss that counts, as a part of the base's: below it nothing is left to gain."""
 CHUNK = 256
 """Tasks of which the base's own losses are computed at once."""
 
@@ -76,9 +79,9 @@ def task_loss_of(ground: Ground, tasks: TaskBatch, after: Sequence[int] = (0,)) 
 
     with torch.no_grad():
         still = torch.zeros(ground.layout.size, device=next(iter(ground.base.values())).device)
-        rows = torch.arange(len(tasks), device=still.device).split(CHUNK)
+        rows = torch.split(torch.arange(len(tasks), device=still.device), CHUNK)
         typical = torch.cat([of(still.expand(len(part), -1), part) for part in rows]).mean(0)
-    return lambda deltas, indices: (of(deltas, indices) / typical.clamp_min(1e-12)).mean(-1)
+    return lambda deltas, indices: (of(deltas, indices) / typical).clamp_min(FLOOR).log().mean(-1)
 
 
 def _require_routine(routine: AdaptationRoutine | None, after: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hypernets.generator.checkpoints import read_generator
 from hypernets.generator.conditions import Conditions, conditions_of
 from hypernets.generator.config import ConditionConfig
 from hypernets.generator.controls import (
@@ -20,7 +21,6 @@ from hypernets.generator.controls import (
 )
 from hypernets.generator.evidence import Given, GivenStart, Note, measure_given, rendered
 from hypernets.generator.model import Generator, What
-from hypernets.generator.start import generator_of_checkpoint
 from hypernets.generator.training import GeneratorTraining
 from metainit import checkpoint as files
 from metainit.domains.base import Observing, TaskBatch
@@ -48,7 +48,9 @@ def measure_generator(
     settings = prepared.recipe.evidence
     wanted = CONTROLS if controls is None else controls
     test = told(held_out(prepared.domain, "test", settings.tasks), prepared)
-    return _measured(prepared, checkpoint, wanted, test, settings.steps, settings.seeds, settings.headline, note)
+    return _measured(
+        prepared, checkpoint, wanted, test, settings.steps, settings.seeds, settings.headline, note
+    )
 
 
 def measure_again(prepared: PreparedGenerator, evidence: Evidence, champion: Path) -> Evidence:
@@ -72,7 +74,9 @@ def illustrate(prepared: PreparedGenerator, checkpoint: Path, evidence: Evidence
     rows: Mapping[str, Tensor] = {
         "sample": rendered(prepared.ground, drawn, tasks),
         "nearest member": rendered(prepared.ground, nearest, tasks),
-        "mean": rendered(prepared.ground, generator.sample(conditions, [0] * len(tasks), "mean").deltas, tasks)
+        "mean": rendered(
+            prepared.ground, generator.sample(conditions, [0] * len(tasks), "mean").deltas, tasks
+        )
         if generator.mean is not None
         else rendered(prepared.ground, torch.zeros_like(drawn), tasks),
     }
@@ -99,7 +103,8 @@ def conditions_for(prepared: PreparedGenerator, config: ConditionConfig, tasks: 
 
 
 def _generator(prepared: PreparedGenerator, checkpoint: Path) -> Generator:
-    return generator_of_checkpoint(files.load(checkpoint)).to(prepared.device)
+    generator, _ = read_generator(files.load(checkpoint))
+    return generator.to(prepared.device)
 
 
 def _measured(
@@ -113,11 +118,13 @@ def _measured(
     note: Note | None,
 ) -> Evidence:
     stored = files.load(checkpoint)
-    generator = generator_of_checkpoint(stored).to(prepared.device)
+    generator = read_generator(stored)[0].to(prepared.device)
     tuning = told(held_out(prepared.domain, "validation", prepared.recipe.evidence.tuning), prepared)
     starts = own_starts(prepared, generator)
-    starts += [GivenStart(name, "control", give, seeded) for name, give, seeded in
-               controls_of(prepared, generator, controls, tuning, note)]
+    starts += [
+        GivenStart(name, "control", give, seeded)
+        for name, give, seeded in controls_of(prepared, generator, controls, tuning, note)
+    ]
     record = measure_given(
         starts,
         prepared.ground,
@@ -175,23 +182,8 @@ def controls_of(
         if name not in CONTROLS:
             raise RecipeError(f"no control of generators is called {name!r}; {suggestion(name, CONTROLS)}")
     say = note or (lambda text: None)
-    config = generator.config.conditions
     deltas = prepared.members.deltas.to(prepared.device)
-    known = conditions_of(
-        config,
-        len(prepared.members),
-        classes=prepared.members.conditions["class"] if config.classes else None,
-        texts=prepared.members.texts if config.text else (),
-        observations=prepared.members.conditions["observation"] if config.observation else None,
-    )
-
-    def seen(conditions: Conditions) -> Tensor:
-        return features_of(conditions, config.classes, config.encoder == "examples").to(prepared.device)
-
-    features = seen(known)
-
-    def of(conditional: Conditional) -> Given:
-        return lambda tasks, seed: conditional(seen(conditions_for(prepared, config, tasks)), seed)
+    features, of = known_features(prepared, generator.config.conditions)
 
     def judged(given: Given) -> float:
         """Return the mean metric before any step on the tuning tasks."""
@@ -208,10 +200,13 @@ def controls_of(
     makers: Mapping[str, Callable[[], tuple[Given, bool]]] = {
         "prior": lambda: (of(zoo_mean(torch.zeros_like(deltas))), False),
         "zoo_mean": lambda: (of(zoo_mean(deltas)), False),
-        "noised_member": lambda: (best([of(noised_member(features, deltas, noise)) for noise in NOISES]), True),
+        "noised_member": lambda: (
+            best([of(noised_member(features, deltas, noise)) for noise in NOISES]),
+            True,
+        ),
         "nearest_member": lambda: (of(nearest_member(features, deltas)), True),
         "ridge": lambda: (best([of(ridge(features, deltas, strength)) for strength in RIDGES]), False),
-        "regressor": lambda: (best(_regressors(prepared, generator, say)), False),
+        "regressor": lambda: (best(regressors(prepared, generator, say)), False),
     }
     found = []
     for name in names:
@@ -221,7 +216,29 @@ def controls_of(
     return found
 
 
-def _regressors(prepared: PreparedGenerator, generator: Generator, say: Note) -> list[Given]:
+def known_features(
+    prepared: PreparedGenerator, config: ConditionConfig
+) -> tuple[Tensor, Callable[[Conditional], Given]]:
+    """Return the features of the members, and what makes a start of a control that reads such features."""
+    members = prepared.members
+    known = conditions_of(
+        config,
+        len(members),
+        classes=members.conditions["class"] if config.classes else None,
+        texts=members.texts if config.text else (),
+        observations=members.conditions["observation"] if config.observation else None,
+    )
+
+    def seen(conditions: Conditions) -> Tensor:
+        return features_of(conditions, config.classes, config.encoder == "examples").to(prepared.device)
+
+    def of(conditional: Conditional) -> Given:
+        return lambda tasks, seed: conditional(seen(conditions_for(prepared, config, tasks)), seed)
+
+    return seen(known), of
+
+
+def regressors(prepared: PreparedGenerator, generator: Generator, say: Note) -> list[Given]:
     """Return regressors of the weights of the members, as large as the generator's own mean.
 
     Each is the mean of a generator that is trained no further, without the task loss.

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from torch import Tensor
 
 from hypernets.generator import training
-from hypernets.generator.start import generator_checkpoint
+from hypernets.generator.checkpoints import Base, described_card, generator_tensors
 from hypernets.generator.training import GeneratorTraining
 from metainit.card import Card, Method, Provenance
 from pipelines.generator.preparation import PreparedGenerator
@@ -82,15 +82,17 @@ class GeneratorLearner:
     def result(self, provenance: Provenance) -> tuple[dict[str, Tensor], Card]:
         """Return the averaged generator with the base that its deltas are added to."""
         prepared, recipe = self.prepared, self.prepared.recipe
-        tensors = {k: v.cpu() for k, v in self._training.result().items()}
-        return generator_checkpoint(
-            tensors,
-            prepared.generator.config,
-            prepared.zoo.base,
-            prepared.zoo.layout,
+        base = Base.of(prepared.network)
+        state = {k: v.cpu() for k, v in self._training.result().items()}
+        manifest, begun = prepared.zoo.manifest, prepared.zoo.base
+        card = Card(
+            kind="generator",
             name=recipe.name,
             method=METHODS[recipe.generator.prediction],
+            network=manifest.network,
+            domain=manifest.domain,
+            routine=begun.card.routine,
             provenance=provenance,
-            domain=prepared.zoo.manifest.domain,
-            what=recipe.start,
         )
+        described = described_card(card, prepared.generator.config, base, recipe.start)
+        return generator_tensors(state, base, begun.step_sizes), described

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from hypernets.generator.config import ConditionConfig
+from hypernets.generator.flat import FlatLayout
 from hypernets.generator.mean import TaskLoss
 from hypernets.generator.members import Members
 from hypernets.generator.model import Generator
 from hypernets.generator.task_loss import Ground, task_loss_of
-from hypernets.generator.tokens import layers_with, owned
+from hypernets.generator.tokens import owned
 from hypernets.generator.zoo import Zoo, read_zoo
 from metainit.card import DataSource, Spec
 from metainit.domains.base import Domain, Enumerable, TaskBatch
@@ -83,24 +84,29 @@ def prepare_generator(recipe: GeneratorRecipe, device: torch.device | None = Non
     if domain.fingerprint() != manifest.data.fingerprint:
         raise DataError(
             f"domain: these are not the data of the zoo {manifest.name!r} (fingerprint "
-            f"{domain.fingerprint()[:12]}…, expected {manifest.data.fingerprint[:12]}…): point domain.data to "
-            "those that it was built from"
+            f"{domain.fingerprint()[:12]}…, expected {manifest.data.fingerprint[:12]}…): point domain.data "
+            "to those that it was built from"
         )
-    members, held_out = zoo.members("train"), zoo.members("validation")
     network = Prior(zoo.base).init_(build(manifest.network)).to(chosen)
     base = {name: value.detach() for name, value in network.named_parameters()}
     sizes = {k: v.to(chosen) for k, v in zoo.base.step_sizes.items()}
-    ground = Ground(domain, function_of(network), base, zoo.layout, zoo.base.card.routine, sizes)
-    config = recipe.generator.model_copy(
-        update={"conditions": conditions_config(recipe.told, members, domain)}
+    layout, moved = FlatLayout.of(base), zoo.layout.names
+    members, held_out = (
+        replace(some, deltas=layout.widened(some.deltas, moved))
+        for some in (zoo.members("train"), zoo.members("validation"))
     )
-    layers = layers_with(owned(network), set(zoo.layout.names))
+    ground = Ground(domain, function_of(network), base, layout, zoo.base.card.routine, sizes)
+    config = recipe.generator.model_copy(
+        update={
+            "conditions": conditions_config(recipe.told, members, domain),
+            # Where only some tensors were fitted, the others have nothing to learn from.
+            "parameters": recipe.generator.parameters or (moved if moved != layout.names else ()),
+        }
+    )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of("generator", recipe.seed))
-        generator = Generator(config, zoo.layout, layers, len(members)).to(chosen)
-    return PreparedGenerator(
-        recipe, zoo, members, held_out, domain, network, ground, generator, chosen
-    )
+        generator = Generator(config, layout, owned(network), len(members)).to(chosen)
+    return PreparedGenerator(recipe, zoo, members, held_out, domain, network, ground, generator, chosen)
 
 
 def conditions_config(told: Told, members: Members, domain: Domain) -> ConditionConfig:
@@ -112,7 +118,8 @@ def conditions_config(told: Told, members: Members, domain: Domain) -> Condition
     known = {*members.conditions, *([TEXT] if members.texts else [])}
     if missing := sorted(set(told.kinds) - known):
         raise RecipeError(
-            f"told.kinds: the zoo has no {' and no '.join(missing)}; it has {', '.join(sorted(known)) or 'none'}"
+            f"told.kinds: the zoo has no {' and no '.join(missing)}; it has "
+            f"{', '.join(sorted(known)) or 'none'}"
         )
     names: tuple[str, ...] = tuple(getattr(domain, "class_names", ()))
     classes = 0
@@ -141,7 +148,8 @@ def tasks_of(members: Members, domain: Domain) -> TaskBatch:
             "needs: set training.task_weight to 0"
         )
     # A zoo's tasks are the first of the training split; some of the fits may have been left out since.
-    wanted, place, begin = set(members.ids), {}, 0
+    wanted, begin = set(members.ids), 0
+    place: dict[str, int] = {}
     parts = []
     size = domain.size("train")
     while wanted and (size is None or begin < size):
@@ -159,4 +167,3 @@ def tasks_of(members: Members, domain: Domain) -> TaskBatch:
     support = {k: torch.cat([p.support[k] for p in parts])[rows] for k in parts[0].support}
     query = {k: torch.cat([p.query[k] for p in parts])[rows] for k in parts[0].query}
     return TaskBatch(support, query, parts[0].shared, members.ids)
-
