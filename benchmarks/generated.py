@@ -271,8 +271,8 @@ def images(cells: Cells, seed: int) -> None:
     for noise in NOISES:
         features = torch.nn.functional.one_hot(members.conditions["class"], classes).float()
         asked = torch.nn.functional.one_hot(labels, classes).float()
-        give = noised_member(features, members.deltas, noise)
-        cells.cell(f"images/noised@{noise:g}/{seed}", lambda g=give: described(g(asked, seed)))
+        noised = noised_member(features, members.deltas, noise)(asked, seed)
+        cells.cell(f"images/noised@{noise:g}/{seed}", lambda d=noised: described(d))
     cells.cell(f"images/judge/{seed}", lambda: {"accuracy": judge.accuracy})
     cells.cell(f"images/facts/{seed}", lambda: chain.facts)
 

@@ -1,4 +1,4 @@
-"""Fits of many tasks at once from starts of their own: quality after each step, and when a target is reached."""
+"""Fits of many tasks at once from starts of their own: quality after each step, and steps to a target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evidence of a generator: what it draws and its mean, beside controls that know as much, on held-out tasks."""
+"""Evidence of a generator: its samples and its mean beside controls that know as much, on held-out tasks."""
 
 from __future__ import annotations
 
@@ -71,15 +71,10 @@ def illustrate(prepared: PreparedGenerator, checkpoint: Path, evidence: Evidence
     drawn = generator.sample(conditions, list(range(len(tasks)))).deltas
     values, members = generator.standardized(drawn), generator.standardized(prepared.members.deltas)
     nearest = prepared.members.deltas[torch.cdist(values, members).argmin(1)]
-    rows: Mapping[str, Tensor] = {
-        "sample": rendered(prepared.ground, drawn, tasks),
-        "nearest member": rendered(prepared.ground, nearest, tasks),
-        "mean": rendered(
-            prepared.ground, generator.sample(conditions, [0] * len(tasks), "mean").deltas, tasks
-        )
-        if generator.mean is not None
-        else rendered(prepared.ground, torch.zeros_like(drawn), tasks),
-    }
+    starts = {"sample": drawn, "nearest member": nearest, "base": torch.zeros_like(drawn)}
+    if generator.mean is not None:
+        starts["mean"] = generator.sample(conditions, [0] * len(tasks), "mean").deltas
+    rows = {name: rendered(prepared.ground, deltas, tasks) for name, deltas in starts.items()}
     draw_samples(rows, prepared.domain, tasks, folder / SAMPLES_PICTURE)
 
 
@@ -143,7 +138,7 @@ def _measured(
 
 
 def own_starts(prepared: PreparedGenerator, generator: Generator) -> list[GivenStart]:
-    """Return what a generator gives, each on its own: that of the recipe is the candidate, the others beside it."""
+    """Return what a generator gives, each on its own; that of the recipe is the candidate."""
     has: list[What] = ["sample"]
     has += ["mean"] if generator.mean is not None else []
     has += ["one_step"] if generator.student is not None else []
@@ -245,7 +240,7 @@ def regressors(prepared: PreparedGenerator, generator: Generator, say: Note) -> 
     """
     recipe = prepared.recipe
     config = generator.config.model_copy(update={"mean": True, "one_step": False})
-    found = []
+    found: list[Given] = []
     for step_size in REGRESSION_STEP_SIZES:
         for decay in REGRESSION_DECAYS:
             say(f"training the control regressor: step size {step_size:g}, weight decay {decay:g}")
