@@ -240,7 +240,7 @@ def images(cells: Cells, seed: int) -> None:
         shown = rendered(prepared.ground, deltas, repeated)
         found = copy_test(values, held, known)
         return {
-            "right": judge.share(shown, labels),
+            "right": judge.share(shown.movedim(-1, 1), labels),
             "variance": round(float(own.mean() / theirs.mean()), 4),
             "variance_per_number": round(float((own / theirs.clamp_min(1e-12)).clamp_max(10).mean()), 4),
             "picture_variance": round(_spread(shown, labels, classes), 5),

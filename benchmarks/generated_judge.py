@@ -17,7 +17,7 @@ REQUIRED = 0.95
 
 @dataclass(frozen=True)
 class Judge:
-    """A classifier of pictures ``(n, height, width, 1)``, and its accuracy on real ones of the test split."""
+    """A classifier of pictures ``(n, 1, height, width)``, and its accuracy on real ones of the test split."""
 
     network: nn.Module
     accuracy: float
@@ -25,7 +25,7 @@ class Judge:
     @torch.no_grad()
     def share(self, pictures: Tensor, labels: Tensor) -> float:
         """Return the share of pictures that it takes for what they should be."""
-        found = self.network(pictures.movedim(-1, 1)).argmax(1)
+        found = self.network(pictures).argmax(1)
         return round(float((found == labels).float().mean()), 4)
 
 
@@ -51,7 +51,7 @@ def judge_of(domain: ImageDomain) -> Judge:
         optimizer = torch.optim.Adam(network.parameters(), STEP_SIZE)
         for _ in range(EPOCHS):
             for rows in torch.split(torch.randperm(len(images)), BATCH):
-                loss = functional.cross_entropy(network(images[rows].movedim(-1, 1)), labels[rows])
+                loss = functional.cross_entropy(network(images[rows]), labels[rows])
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()

@@ -119,7 +119,7 @@ def _condition(text: str | None) -> int | str | None:
 
 
 def _observed(path: Path, shape: Sequence[int]) -> Tensor:
-    """Return an image file as an observation ``(height, width, channels)``, or the array of an npy file.
+    """Return an image file as an observation ``(channels, height, width)``, or the array of an npy file.
 
     Raises:
         DataError: it cannot be read, or the generator takes no images.
@@ -140,9 +140,10 @@ def _observed(path: Path, shape: Sequence[int]) -> Tensor:
         raise DataError(
             f"{path}: this generator takes no image but {_sizes(shape)}: give an array in an npy file"
         )
-    height, width, channels = shape
+    channels, height, width = shape
     pixels = with_channels(read_image(path).pixels, channels, str(path))
-    return torch.from_numpy(resized(centre_cropped(pixels, height, width), height, width))
+    fitted = resized(centre_cropped(pixels, height, width), height, width)
+    return torch.from_numpy(fitted).movedim(-1, 0)
 
 
 def _sizes(shape: Sequence[int]) -> str:
