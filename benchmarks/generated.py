@@ -110,7 +110,7 @@ def ordinary(prepared: PreparedGenerator) -> Given:
 
 def observation(cells: Cells, seed: int) -> None:
     """Measure steps to the target for signals that were observed."""
-    chain = made("images", seed)
+    chain = made("images", seed, ["observation"])
     prepared, generator = loaded(chain, "observation")
     domain = prepared.domain
     tuning, test = held_out(domain, "validation", TUNING), held_out(domain, "test", REPORTED)
@@ -218,7 +218,7 @@ def tasks(cells: Cells, seed: int) -> None:
 
 def images(cells: Cells, seed: int) -> None:
     """Measure samples of each class: whether they are of it, how they vary, and whether they are copies."""
-    chain = made("images", seed)
+    chain = made("images", seed, ["class"])
     prepared, generator = loaded(chain, "class")
     judge = judge_of(prepared.domain)
     zoo = prepared.zoo
@@ -279,7 +279,7 @@ def images(cells: Cells, seed: int) -> None:
 
 def sampling(cells: Cells) -> None:
     """Time many networks at once against one at a time, for both denoisers."""
-    chain = made("images", SEEDS[0])
+    chain = made("images", SEEDS[0], ["class"])
     prepared, generator = loaded(chain, "class")
     transformer = Generator(
         generator.config.model_copy(update={"denoiser": "transformer", "width": 128, "depth": 3}),

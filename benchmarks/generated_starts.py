@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,8 +166,8 @@ class Made:
         return found
 
 
-def made(name: str, seed: int) -> Made:
-    """Return the chain of a plan and a seed; what is there is not made again."""
+def made(name: str, seed: int, kinds: Sequence[str] | None = None) -> Made:
+    """Return the chain of a plan and a seed with some generators, or all; what is there is not made again."""
     plan, root = PLANS[name], WEIGHTS / f"generated-{name}-{seed}"
     prior_recipe = read_recipe({**plan.prior, "seed": seed})
     facts: dict[str, Any] = {}
@@ -180,14 +180,14 @@ def made(name: str, seed: int) -> Made:
 
     _timed(root, "zoo", facts, build)
     generators, recipes = {}, {}
-    for kind, settings in plan.generators.items():
+    for kind in plan.generators if kinds is None else kinds:
         value = {
             "family": "generator",
             "name": f"{plan.zoo['name']}-{kind}",
             "zoo": str(root / "zoo"),
             "domain": {"data": plan.zoo["domain"]["data"]},
             "seed": seed,
-            **settings,
+            **plan.generators[kind],
         }
         recipes[kind] = recipe = read_recipe(value)
         generators[kind] = _timed(

@@ -41,8 +41,8 @@ def images(cells: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     head = (
-        "| | right class | variance of the zoo's | per number | of pictures | nearer than held-out fits (p) | "
-        "distance / held-out | refused | seeds |\n|---|---|---|---|---|---|---|---|---|"
+        "| | right class | variance of the zoo's | per number | of pictures | nearer than held-out fits (p) "
+        "| distance / held-out | refused | seeds |\n|---|---|---|---|---|---|---|---|---|"
     )
     return "\n".join(["### images", "", head, *rows])
 
