@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 import typer
 
@@ -43,7 +43,7 @@ class Generates(Protocol):
         *,
         condition: Any,
         observation: Tensor | None,
-        what: What | None,
+        what: What,
     ) -> Sequence[Checkpoint]:
         """Return checkpoints of one network each."""
         ...
@@ -63,9 +63,8 @@ def generate(
     count: Annotated[int, typer.Option("-n", min=1, max=100_000, help="how many starts")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="the first one's; each has a seed of its own")] = 0,
     what: Annotated[
-        str | None,
-        typer.Option(help="sample, mean, or one_step; what the generator gives by default unless given"),
-    ] = None,
+        str, typer.Option(help="sample; one_step, which is faster; or mean, which is the same for every seed")
+    ] = "sample",
     as_json: Annotated[bool, typer.Option("--json", help="answer in JSON")] = False,
 ) -> None:
     """Draw initial weights, as many different ones as you like, each a checkpoint of its own."""
@@ -73,7 +72,7 @@ def generate(
     from metainit.initialization import load
     from pipelines.predict_command import source_of
 
-    if what not in (None, "sample", "mean", "one_step"):
+    if what not in get_args(What):
         raise typer.BadParameter(f"--what {what}: expected sample, mean or one_step")
     start = load(source_of(source))
     if not isinstance(start, Generates):
@@ -82,7 +81,7 @@ def generate(
         )
     seen = None if observation is None else _observed(observation, start.observed_shape)
     drawn = start.generate(
-        count, seed, condition=_condition(condition), observation=seen, what=cast("What | None", what)
+        count, seed, condition=_condition(condition), observation=seen, what=cast("What", what)
     )
     out.mkdir(parents=True, exist_ok=True)
     written = []

@@ -131,17 +131,17 @@ def _both(
         curve_of(on, start_given(start.name, ground, test, deltas), routines, test, steps) for deltas in given
     ]
     described = {str(k): v.model_dump(mode="json") for k, v in sorted(routines.items())} | {"steps": headline}
-    found = [Series(start.name, start.role, described, _stacked(tuned, len(seeds)))]
+    # A user's `adapt` runs the base's routine, so that is what a headline is about, where there is one.
+    beside: Role = "source" if start.role == "candidate" and ground.routine is not None else start.role
+    found = [Series(start.name, beside, described, _stacked(tuned, len(seeds)))]
     if ground.routine is not None:
         name = start.name + ROUTINE
         curves = [
             curve_of(on, start_given(name, ground, test, deltas, own_routine=True), {}, test, steps)
             for deltas in given
         ]
-        # Beside the candidate of the headline, which has tuned optimizers as its controls have.
-        role: Role = "source" if start.role == "candidate" else start.role
-        routine = ground.routine.model_dump(mode="json", exclude={"per_tensor"})
-        found.append(Series(name, role, routine, _stacked(curves, len(seeds))))
+        routine = ground.routine.model_dump(mode="json", exclude={"per_tensor"}) | {"steps": headline}
+        found.append(Series(name, start.role, routine, _stacked(curves, len(seeds))))
     return found
 
 
