@@ -41,7 +41,7 @@ class Generates(Protocol):
         count: int,
         seed: int,
         *,
-        condition: Any,
+        condition: str | None,
         observation: Tensor | None,
         what: What,
     ) -> Sequence[Checkpoint]:
@@ -80,9 +80,7 @@ def generate(
             f"{source!r} is a {start.card.kind}, which generates nothing: name a generator (kind generator)"
         )
     seen = None if observation is None else _observed(observation, start.observed_shape)
-    drawn = start.generate(
-        count, seed, condition=_condition(condition), observation=seen, what=cast("What", what)
-    )
+    drawn = start.generate(count, seed, condition=condition, observation=seen, what=cast("What", what))
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for number, stored in enumerate(drawn):
@@ -110,11 +108,6 @@ def _in_words(answer: dict[str, Any]) -> str:
     first = files[0]["path"]
     lines.append(f"written to {Path(first).parent}; use one: metainit.init_(network, {first!r})")
     return "\n".join(lines)
-
-
-def _condition(text: str | None) -> int | str | None:
-    """Return a class by its number where the text is one, else the text: a name, or a description."""
-    return int(text) if text is not None and text.isascii() and text.isdecimal() else text
 
 
 def _observed(path: Path, shape: Sequence[int]) -> Tensor:

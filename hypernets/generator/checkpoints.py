@@ -19,7 +19,7 @@ from metainit.card import Card, Provenance, Record
 from metainit.checkpoint import STEP_SIZE_PREFIX, Checkpoint
 from metainit.errors import CheckpointError, MismatchError
 
-RECIPE = "generator"
+RECIPE = "parts"
 """Where the recipe on a card keeps what a generator is made of."""
 PREFIX, BASE = "generator.", "base."
 """What the names of the generator's own tensors begin with, and those of the base."""

@@ -137,7 +137,9 @@ class Generated:
         ]
 
     def conditions(self, condition: Condition = None, observation: Tensor | None = None) -> Conditions:
-        """Return the conditions of one task; a name of a class is that class, any other text a description.
+        """Return the conditions of one task.
+
+        A name of a class is that class, and so is its number, also as a text; other texts are descriptions.
 
         Raises:
             ConditionError: the generator does not take it.
@@ -148,6 +150,8 @@ class Generated:
         if isinstance(condition, str):
             if condition in config.class_names:
                 number = config.class_names.index(condition)
+            elif config.classes and condition.isascii() and condition.isdecimal():
+                number = int(condition)
             elif config.class_names and not config.text:
                 hint = suggestion(condition, config.class_names)
                 raise ConditionError(f"{self.card.name!r} knows no class {condition!r}: {hint}")

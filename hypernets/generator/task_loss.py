@@ -66,7 +66,8 @@ def task_loss_of(ground: Ground, tasks: TaskBatch, after: Sequence[int] = (0,)) 
         after: numbers of steps of the base's routine after which the loss is taken; only SGD can be unrolled.
 
     Raises:
-        RecipeError: steps are asked for, and the base has no routine of SGD steps, or not as many.
+        RecipeError: steps are asked for, and the base has no routine of SGD steps, or not as many, or one
+            whose steps are drawn.
     """
     _require_routine(ground.routine, after)
     losses = _losses(ground, after)
@@ -95,6 +96,11 @@ def _require_routine(routine: AdaptationRoutine | None, after: Sequence[int]) ->
             f"the task loss is taken after {max(after)} steps, but the base has {has}: use 0, or as many as "
             "the base's routine of SGD has"
         )
+    if routine.minibatch is not None or routine.augmentation > 0:
+        raise RecipeError(
+            "the task loss is taken after steps of the base's routine, which draws parts of the support, or "
+            "changes them: use 0 alone"
+        )
 
 
 def _losses(
@@ -103,6 +109,7 @@ def _losses(
     """Return the losses ``(len(after))`` of one task's parameters."""
     domain, function, routine = ground.domain, ground.function, ground.routine
     sizes = learned_step_sizes(routine, ground.step_sizes or {}) if routine is not None else {}
+    decay = routine.weight_decay if routine is not None else 0.0
 
     def size(name: str, step: int) -> Tensor | float:
         if name not in sizes:
@@ -119,7 +126,9 @@ def _losses(
             if step < max(after):
                 slope = grad(lambda p: domain.support_loss(function(p), support, shared))(parameters)
                 adapts = routine.adapts if routine is not None and routine.adapts else tuple(parameters)
-                parameters = parameters | {k: parameters[k] - size(k, step) * slope[k] for k in adapts}
+                parameters = parameters | {
+                    k: parameters[k] - size(k, step) * (slope[k] + decay * parameters[k]) for k in adapts
+                }
         return torch.stack(found)
 
     return of_one_task

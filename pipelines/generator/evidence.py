@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hypernets.generator.checkpoints import read_generator
+from hypernets.generator.checkpoints import Base, description_of, read_generator
 from hypernets.generator.conditions import Conditions, conditions_of
 from hypernets.generator.config import ConditionConfig
 from hypernets.generator.controls import (
@@ -21,12 +21,15 @@ from hypernets.generator.controls import (
 )
 from hypernets.generator.evidence import Given, GivenStart, Note, measure_given, rendered
 from hypernets.generator.model import Generator, What
+from hypernets.generator.task_loss import Ground
 from hypernets.generator.training import GeneratorTraining
 from metainit import checkpoint as files
+from metainit.checkpoint import Checkpoint
 from metainit.domains.base import Observing, TaskBatch
 from metainit.domains.seeding import seed_of
 from metainit.errors import RecipeError, suggestion
 from metainit.evidence.measuring import Evidence, held_out
+from metainit.networks import build, function_of
 from pipelines.generator.preparation import PreparedGenerator
 
 RIDGES = tuple(10.0**k for k in range(-5, 4))
@@ -113,36 +116,51 @@ def _measured(
     note: Note | None,
 ) -> Evidence:
     stored = files.load(checkpoint)
-    generator = read_generator(stored)[0].to(prepared.device)
+    generator, base = read_generator(stored)
+    generator = generator.to(prepared.device)
+    network, ground = _ground(prepared, stored, base)
     tuning = told(held_out(prepared.domain, "validation", prepared.recipe.evidence.tuning), prepared)
-    starts = own_starts(prepared, generator)
+    starts = own_starts(prepared, generator, description_of(stored.card).start)
     starts += [
         GivenStart(name, "control", give, seeded)
         for name, give, seeded in controls_of(prepared, generator, controls, tuning, note)
     ]
     record = measure_given(
         starts,
-        prepared.ground,
-        prepared.network,
+        ground,
+        network,
         tuning,
         test,
         steps=steps,
         headline=headline,
         seeds=seeds,
         domain=prepared.zoo.manifest.domain,
-        spec=prepared.zoo.manifest.network,
+        spec=stored.card.network,
         candidate_digest=stored.card.digest,
         progress=note,
     )
     return Evidence(record)
 
 
-def own_starts(prepared: PreparedGenerator, generator: Generator) -> list[GivenStart]:
-    """Return what a generator gives, each on its own; that of the recipe is the candidate."""
+def _ground(prepared: PreparedGenerator, stored: Checkpoint, base: Base) -> tuple[nn.Module, Ground]:
+    """Return the network of a checkpoint at its own base, which a champion's need not share with this run."""
+    card = stored.card
+    network = build(prepared.zoo.manifest.network if card.network is None else card.network)
+    network.load_state_dict(dict(base.state))
+    network = network.to(prepared.device)
+    begun = {name: value.detach() for name, value in network.named_parameters()}
+    sizes = {name: value.to(prepared.device) for name, value in stored.step_sizes.items()}
+    return network, Ground(prepared.domain, function_of(network), begun, base.layout, card.routine, sizes)
+
+
+def own_starts(
+    prepared: PreparedGenerator, generator: Generator, default: What | None = None
+) -> list[GivenStart]:
+    """Return what a generator gives, each on its own; its default, or else the recipe's, is the candidate."""
+    first = prepared.recipe.start if default is None else default
     has: list[What] = ["sample"]
     has += ["mean"] if generator.mean is not None else []
     has += ["one_step"] if generator.student is not None else []
-    first = prepared.recipe.start
     ordered: list[What] = [first, *(what for what in has if what != first)]
 
     def giving(what: What) -> Given:

@@ -9,6 +9,7 @@ from torch import nn
 
 from hypernets.generator.config import ConditionConfig
 from hypernets.generator.flat import FlatLayout
+from hypernets.generator.generatability import chosen
 from hypernets.generator.mean import TaskLoss
 from hypernets.generator.members import Members
 from hypernets.generator.model import Generator
@@ -16,7 +17,7 @@ from hypernets.generator.task_loss import Ground, task_loss_of
 from hypernets.generator.tokens import owned
 from hypernets.generator.zoo import Zoo, read_zoo
 from metainit.card import DataSource, Spec
-from metainit.domains.base import Domain, Enumerable, TaskBatch
+from metainit.domains.base import Domain, TaskBatch
 from metainit.domains.registry import build_domain
 from metainit.domains.seeding import seed_of
 from metainit.errors import DataError, RecipeError
@@ -24,6 +25,7 @@ from metainit.initialization import Prior
 from metainit.networks import build, function_of
 from pipelines.generator.recipe import GeneratorRecipe, Told
 from pipelines.preparation import device_of
+from pipelines.zoo.fits import shard_tasks
 from pipelines.zoo.tracking import find_zoo
 
 CLASS, OBSERVATION, TEXT = "class", "observation", "text"
@@ -58,12 +60,12 @@ class PreparedGenerator:
         """Return the loss on the members' tasks, where training uses it.
 
         Raises:
-            DataError: the domain cannot say what the tasks of the members are.
+            DataError: the zoo does not say what the tasks of the members are, or the domain has none such.
             RecipeError: it is taken after steps that the base's routine does not have.
         """
         if not self.recipe.training.task_weight:
             return None
-        tasks = tasks_of(self.members, self.domain).to(self.device, torch.float32)
+        tasks = tasks_of(self.zoo, self.members, self.domain).to(self.device, torch.float32)
         return task_loss_of(self.ground, tasks, self.recipe.task_after)
 
 
@@ -136,34 +138,35 @@ def conditions_config(told: Told, members: Members, domain: Domain) -> Condition
     )
 
 
-def tasks_of(members: Members, domain: Domain) -> TaskBatch:
-    """Return the tasks of members, in their order.
+def tasks_of(zoo: Zoo, members: Members, domain: Domain) -> TaskBatch:
+    """Return the tasks of a zoo's training members, in their order, as they were drawn for the fits.
 
     Raises:
-        DataError: the domain does not number its training tasks, or has none of some name.
+        DataError: the zoo does not say how they were drawn, or the domain has none of some name.
     """
-    if not isinstance(domain, Enumerable):
+    recipe, name = zoo.manifest.recipe, zoo.manifest.name
+    if not all(isinstance(recipe.get(key), int) for key in ("seed", "shard")):
         raise DataError(
-            f"the domain {type(domain).__name__} does not number its training tasks, which the task loss "
-            "needs: set training.task_weight to 0"
+            f"the zoo {name!r} does not say how its tasks were drawn, which the task loss needs: set "
+            "training.task_weight to 0"
         )
-    # A zoo's tasks are the first of the training split; some of the fits may have been left out since.
-    wanted, begin = set(members.ids), 0
+    wanted = set(members.ids)
     place: dict[str, int] = {}
-    parts = []
-    size = domain.size("train")
-    while wanted and (size is None or begin < size):
-        count = min(1024, size - begin) if size is not None else 1024
-        part = domain.enumerated("train", begin, count)
-        parts.append(part)
-        place |= {name: begin + number for number, name in enumerate(part.ids)}
-        wanted -= set(part.ids)
-        begin += count
-        if size is None and begin > 100 * len(members.ids):
-            break
+    parts: list[TaskBatch] = []
+    for index in range(sum(entry.split == "train" for entry in zoo.manifest.shards)):
+        part = shard_tasks(domain, "train", index, recipe["shard"], recipe["seed"])
+        rows = []
+        for row, task in enumerate(part.ids):
+            if task in wanted:
+                wanted.remove(task)
+                place[task] = len(place)
+                rows.append(row)
+        parts.append(chosen(part, rows))
     if wanted:
-        raise DataError(f"the domain has no training task {min(wanted)!r}, which the zoo has: give its data")
-    rows = torch.tensor([place[name] for name in members.ids])
-    support = {k: torch.cat([p.support[k] for p in parts])[rows] for k in parts[0].support}
-    query = {k: torch.cat([p.query[k] for p in parts])[rows] for k in parts[0].query}
+        raise DataError(
+            f"the domain has no training task {min(wanted)!r}, which the zoo {name!r} has: build the zoo anew"
+        )
+    order = torch.tensor([place[task] for task in members.ids])
+    support = {k: torch.cat([p.support[k] for p in parts])[order] for k in parts[0].support}
+    query = {k: torch.cat([p.query[k] for p in parts])[order] for k in parts[0].query}
     return TaskBatch(support, query, parts[0].shared, members.ids)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from hypernets.generator.checkpoints import RECIPE
 from hypernets.generator.config import GeneratorConfig, GeneratorTrainingConfig
 from metainit.card import Record
 from metainit.domains.registry import PLACES
@@ -60,6 +61,8 @@ class GeneratorRecipe(Recipe):
         >>> recipe.told.kinds, recipe.generator.width
         (('class',), 32)
     """
+
+    FOLLOWING = frozenset({RECIPE})
 
     family: Literal["generator"] = "generator"
     zoo: str = Field(min_length=1, max_length=4096)
