@@ -127,7 +127,7 @@ PLANS = {
         zoo={
             "name": "zoo-digit-tasks",
             "domain": {"data": CLASSES["data"]},
-            "fit": {"optimizer": "adam", "step_size": 3e-3, "steps": 60},
+            "fit": {"optimizer": "prior", "steps": 5},
             "members": 4000,
             "held_out": {"validation": 64, "test": 64},
         },
