@@ -40,6 +40,7 @@ from metainit.evidence.statistics import Values
 from metainit.networks import build
 from pipelines.generator.evidence import (
     NOISES,
+    REGRESSIONS,
     RIDGES,
     known_features,
     own_starts,
@@ -84,7 +85,7 @@ def candidates(prepared: PreparedGenerator, generator: Generator) -> dict[str, t
     found["noised_member"] = ([of(noised_member(features, deltas, noise)) for noise in NOISES], True)
     found["nearest_member"] = ([of(nearest_member(features, deltas))], True)
     found["ridge"] = ([of(ridge(features, deltas, strength)) for strength in RIDGES], False)
-    found["regressor"] = (regressors(prepared, generator, print), False)
+    found["regressor"] = (regressors(prepared, generator, print, regressions), False)
     return found
 
 
@@ -114,7 +115,7 @@ def observation(cells: Cells, seed: int) -> None:
     prepared, generator = loaded(chain, "observation")
     domain = prepared.domain
     tuning, test = held_out(domain, "validation", TUNING), held_out(domain, "test", REPORTED)
-    starts = candidates(prepared, generator)
+    starts = candidates(prepared, generator, _regressions(cells, "observation", seed))
     starts["ordinary"] = ([ordinary(prepared)], True)
 
     def compute(name: str) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def tasks(cells: Cells, seed: int) -> None:
     prepared, generator = loaded(chain, "observation")
     domain = prepared.domain
     tuning, test = held_out(domain, "validation", TUNING), held_out(domain, "test", REPORTED)
-    starts = candidates(prepared, generator)
+    starts = candidates(prepared, generator, _regressions(cells, "tasks", seed))
 
     def compute(name: str) -> dict[str, Any]:
         choices, _ = starts[name]
@@ -319,6 +320,15 @@ def sampling(cells: Cells) -> None:
 
     cells.cell("sampling/mlp", lambda: timed(large))
     cells.cell("sampling/transformer", lambda: timed(transformer))
+
+
+def _regressions(cells: Cells, part: str, seed: int) -> Sequence[tuple[float, float]]:
+    """Return what regressors are tried: of later seeds the one that did best for the first."""
+    first = cells.values.get(f"{part}/regressor/{SEEDS[0]}")
+    if seed == SEEDS[0] or first is None:
+        return REGRESSIONS
+    number = first["setting"] if "setting" in first else first["chosen"]["10"][0]
+    return [REGRESSIONS[number]]
 
 
 def _mean(curves: Values) -> list[float]:

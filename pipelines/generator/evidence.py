@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -34,8 +35,8 @@ from pipelines.generator.preparation import PreparedGenerator
 
 RIDGES = tuple(10.0**k for k in range(-5, 4))
 NOISES = (0.1, 0.3, 1.0)
-REGRESSION_STEP_SIZES = (3e-4, 1e-3, 3e-3)
-REGRESSION_DECAYS = (1e-2, 1.0)
+REGRESSIONS = tuple(product((3e-4, 1e-3, 3e-3), (1e-2, 1.0)))
+"""Step sizes and weight decays of regressors."""
 CONTROLS = ("prior", "zoo_mean", "noised_member", "nearest_member", "ridge", "regressor")
 SAMPLES_PICTURE = "samples.png"
 
@@ -251,41 +252,46 @@ def known_features(
     return seen(known), of
 
 
-def regressors(prepared: PreparedGenerator, generator: Generator, say: Note) -> list[Given]:
+def regressors(
+    prepared: PreparedGenerator,
+    generator: Generator,
+    say: Note,
+    settings: Sequence[tuple[float, float]] = REGRESSIONS,
+) -> list[Given]:
     """Return regressors of the weights of the members, as large as the generator's own mean.
 
-    Each is the mean of a generator that is trained no further, without the task loss.
+    Each is the mean of a generator that is trained no further, without the task loss; `settings` are step
+    sizes and weight decays.
     """
     recipe = prepared.recipe
     config = generator.config.model_copy(update={"mean": True, "one_step": False})
     found: list[Given] = []
-    for step_size in REGRESSION_STEP_SIZES:
-        for decay in REGRESSION_DECAYS:
-            say(f"training the control regressor: step size {step_size:g}, weight decay {decay:g}")
-            training = recipe.training.model_copy(
-                update={
-                    "mean_step_size": step_size,
-                    "weight_decay": decay,
-                    "steps": 0,
-                    "distillation_steps": 0,
-                    "folds": 1,
-                    "task_weight": 0.0,
-                }
-            )
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed_of("regressor", recipe.seed))
-                fresh = Generator(config, generator.layout, generator.layers, len(prepared.members))
-            run = GeneratorTraining(
-                training, fresh.to(prepared.device), prepared.members, prepared.held_out, recipe.seed
-            )
-            while run.step < run.total:
-                run.apply(run.gradient())
-            trained = run.generator.eval()
-            trained.load_state_dict(run.result())
+    for step_size, decay in settings:
+        say(f"training the control regressor: step size {step_size:g}, weight decay {decay:g}")
+        training = recipe.training.model_copy(
+            update={
+                "mean_step_size": step_size,
+                "weight_decay": decay,
+                "steps": 0,
+                "distillation_steps": 0,
+                "folds": 1,
+                "task_weight": 0.0,
+            }
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed_of("regressor", recipe.seed))
+            fresh = Generator(config, generator.layout, generator.layers, len(prepared.members))
+        run = GeneratorTraining(
+            training, fresh.to(prepared.device), prepared.members, prepared.held_out, recipe.seed
+        )
+        while run.step < run.total:
+            run.apply(run.gradient())
+        trained = run.generator.eval()
+        trained.load_state_dict(run.result())
 
-            def give(tasks: TaskBatch, seed: int, model: Generator = trained) -> Tensor:
-                conditions = conditions_for(prepared, model.config.conditions, tasks)
-                return model.sample(conditions, [0] * len(tasks), "mean").deltas
+        def give(tasks: TaskBatch, seed: int, model: Generator = trained) -> Tensor:
+            conditions = conditions_for(prepared, model.config.conditions, tasks)
+            return model.sample(conditions, [0] * len(tasks), "mean").deltas
 
-            found.append(give)
+        found.append(give)
     return found
