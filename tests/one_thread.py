@@ -1,4 +1,4 @@
-"""A fixture for modules whose tests train: one thread inside operations, which small tensors are fastest with."""
+"""A fixture for modules whose tests train: one thread inside operations, fastest with small tensors."""
 
 from __future__ import annotations
 

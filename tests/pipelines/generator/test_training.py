@@ -84,7 +84,7 @@ def test_a_zoo_that_is_not_there_is_named(home: Path) -> None:
 
 def test_a_zoo_of_other_data_is_refused(digits: Chain) -> None:
     with pytest.raises(DataError, match="these are not the data of the zoo 'zoo-digits-debug'"):
-        digits.prepared("domain.test_share=0.5")
+        digits.prepared("domain.flip=true")
 
 
 def test_a_zoo_does_not_know_everything_and_may_be_too_small(digits: Chain, tmp_path: Path) -> None:
