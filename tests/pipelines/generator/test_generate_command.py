@@ -140,7 +140,7 @@ WRONG = [
     (("--condition", "12"), 0, "no class 12: the generator takes class (0 to 9, or 0, 1"),
     (("--condition", "tree"), 0, "knows no class 'tree'"),
     (("--what", "median"), 2, "expected sample, mean or one_step"),
-    (("-n", "0"), 2, "0 is not in"),
+    (("-n", "0"), 2, "Invalid value for '-n'"),
     (("--observation", "digit.png"), 0, "this generator takes no image but no observation"),
     (("--observation", "digit.npy"), 0, "no observation: the generator takes class"),
 ]
