@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from hypernets.generator.checkpoints import description_of, read_generator
 from hypernets.generator.conditions import conditions_of
 from hypernets.generator.start import Generated
-from hypernets.generator.training import LEAST_MEMBERS
+from hypernets.generator.usable import LEAST_MEMBERS
 from hypernets.generator.zoo import read_zoo
 from metainit import checkpoint
 from metainit.domains.base import Observing
