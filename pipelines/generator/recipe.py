@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from hypernets.generator.checkpoints import RECIPE
 from hypernets.generator.config import GeneratorConfig, GeneratorTrainingConfig
 from metainit.card import Record
 from metainit.domains.registry import PLACES
 from pipelines.recipe import EvidenceConfig, Recipe
-
-OF_THE_ZOO = ("classes", "class_names", "observation")
-"""Settings of the conditions that follow from the zoo."""
 
 
 class Told(Record):
@@ -77,10 +75,14 @@ class GeneratorRecipe(Recipe):
     @model_validator(mode="before")
     @classmethod
     def _follows_from_the_zoo(cls, value: Any) -> Any:
-        generator = value.get("generator") if isinstance(value, dict) else None
-        if isinstance(generator, dict) and generator.get("conditions"):
+        generator = value.get("generator") if isinstance(value, Mapping) else None
+        if isinstance(generator, Mapping) and "conditions" in generator:
             raise ValueError("generator.conditions follow from the zoo and from told: leave them out")
         return value
+
+    @field_serializer("generator")
+    def _without_what_follows(self, generator: GeneratorConfig) -> dict[str, Any]:
+        return generator.model_dump(mode="json", exclude={"conditions"})
 
     @model_validator(mode="after")
     def _has_what_it_gives(self) -> GeneratorRecipe:
