@@ -73,7 +73,9 @@ def right(predict: Callable[[Tensor], Tensor], query: dict[str, Tensor], shared:
     return (predict(query["images"]).argmax(-1) == query["labels"]).float().mean()
 
 
-def candidates(prepared: PreparedGenerator, generator: Generator) -> dict[str, tuple[list[Given], bool]]:
+def candidates(
+    prepared: PreparedGenerator, generator: Generator, regressions: Sequence[tuple[float, float]]
+) -> dict[str, tuple[list[Given], bool]]:
     """Return every start by name: its settings to choose among, and whether it depends on a seed."""
     deltas = prepared.members.deltas
     features, of = known_features(prepared, generator.config.conditions)
