@@ -29,6 +29,7 @@ SUMMARIES: Mapping[str, str] = {
     "measure": "Measure starts beside tuned controls on held-out tasks",
     "fit": "Fit a network to a file or to every file of a folder",
     "predict": "Predict weights for a network of yours that nobody has trained",
+    "generate": "Draw initial weights from a generator, as many as you like",
     "import-ghn3": "Turn a published GHN-3 file into a checkpoint",
     "list": "List what is registered",
     "show": "Show one version: card, routine and evidence",

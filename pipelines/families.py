@@ -75,6 +75,12 @@ def _prior() -> Family:
     return FAMILY
 
 
+def _generator() -> Family:
+    from pipelines.generator.family import FAMILY
+
+    return FAMILY
+
+
 def _ghn() -> Family:
     from pipelines.ghn.family import FAMILY
 
@@ -87,7 +93,9 @@ def _zoo() -> Family:
     return FAMILY
 
 
-FAMILIES: Mapping[str, Callable[[], Family]] = MappingProxyType({"prior": _prior, "ghn": _ghn, "zoo": _zoo})
+FAMILIES: Mapping[str, Callable[[], Family]] = MappingProxyType(
+    {"prior": _prior, "generator": _generator, "ghn": _ghn, "zoo": _zoo}
+)
 """Name -> what imports the family."""
 
 

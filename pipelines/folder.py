@@ -117,7 +117,8 @@ class RunFolder:
                 _log.warning("a saved state is left out: %s", error)
 
     def _check(self, card: Card) -> None:
-        before, now = flatten(card.provenance.recipe), flatten(self.recipe.recorded())
+        own = {k: v for k, v in card.provenance.recipe.items() if k not in self.recipe.FOLLOWING}
+        before, now = flatten(own), flatten(self.recipe.recorded())
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             listed = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed[:5])

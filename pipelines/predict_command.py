@@ -74,7 +74,7 @@ def predict(
         raise typer.BadParameter(f"--out {out}: expected a name that ends in {checkpoint.SUFFIX}")
     shapes = [_shaped(text) for text in input_shape or ()]
     network = _built(target)
-    start = load(_source(source))
+    start = load(source_of(source))
     if not isinstance(start, Predicts):
         raise SourceError(_why_not(source, start.card))
     inputs = tuple(shapes) if shapes else (_images(start.card),)
@@ -160,7 +160,7 @@ def _built(target: str) -> nn.Module:
     return network
 
 
-def _source(text: str) -> str:
+def source_of(text: str) -> str:
     """Return what `metainit.load` takes: a registered name may be written without its scheme."""
     if Path(text).is_file():
         return text

@@ -57,6 +57,8 @@ class Recipe(Record):
         {"evidence", "checkpoint_every", "validate_every", "data"}
     )
     """Settings that may change when a run is resumed: they do not change the weights."""
+    FOLLOWING: ClassVar[frozenset[str]] = frozenset()
+    """Keys that a card has beside the recipe's own: they follow from recipe and data."""
 
     schema_version: Literal[1] = 1
     family: str = DEFAULT_FAMILY

@@ -13,7 +13,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from metainit.errors import CheckpointError, EndpointError, GraphError, MetainitError, RegistryError
+from metainit.errors import (
+    CheckpointError,
+    ConditionError,
+    CopyError,
+    EndpointError,
+    GraphError,
+    MetainitError,
+    RegistryError,
+)
 from serving.catalog import Missing
 from serving.prediction import Busy, NoPredictor, TooLarge, Unpredictable
 from serving.store import NotReady
@@ -51,6 +59,8 @@ TABLE: Mapping[type[Exception], Kind] = {
     TooLarge: Kind(413, "too-large", "The request is too large"),
     GraphError: Kind(422, "graph", "The architecture graph is not valid"),
     Unpredictable: Kind(422, "unpredictable", "There is no prediction for this graph"),
+    ConditionError: Kind(422, "condition", "The generator does not take such a condition"),
+    CopyError: Kind(409, "copies", "The generator gives copies of what it was trained on"),
     NoPredictor: Kind(409, "no-predictor", "This initialization does not predict"),
     Busy: Kind(429, "busy", "Too many predictions are under way", retry_after=2),
     EndpointError: Kind(422, "invalid", "The request is not valid"),

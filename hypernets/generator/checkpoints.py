@@ -13,13 +13,13 @@ from torch import Tensor, nn
 import metainit
 from hypernets.generator.config import GeneratorConfig
 from hypernets.generator.flat import FlatLayout
-from hypernets.generator.model import Generator, generator_from
+from hypernets.generator.model import Generator, What, generator_from
 from hypernets.generator.tokens import Layers, owned
 from metainit.card import Card, Provenance, Record
 from metainit.checkpoint import STEP_SIZE_PREFIX, Checkpoint
 from metainit.errors import CheckpointError, MismatchError
 
-RECIPE = "generator"
+RECIPE = "parts"
 """Where the recipe on a card keeps what a generator is made of."""
 PREFIX, BASE = "generator.", "base."
 """What the names of the generator's own tensors begin with, and those of the base."""
@@ -29,12 +29,13 @@ class Description(Record):
     """What has to be known beside the tensors: the generator's parts, and the base network's parameters.
 
     `layers`: their names by the module that owns them, in the order of the vector. `tied`: other names of a
-    parameter in the state dict -> its own.
+    parameter in the state dict -> its own. `start`: what is given where nothing else is asked for.
     """
 
     config: GeneratorConfig
     layers: tuple[tuple[str, ...], ...]
     tied: dict[str, str] = Field(default_factory=dict)
+    start: What = "sample"
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,26 @@ def generator_tensors(
     return found | {f"{STEP_SIZE_PREFIX}{k}": v for k, v in (step_sizes or {}).items()}
 
 
-def described_card(card: Card, config: GeneratorConfig, base: Base) -> Card:
+def described_card(card: Card, config: GeneratorConfig, base: Base, start: What = "sample") -> Card:
     """Return a card of kind ``generator`` that says how to put the tensors together again."""
-    said = Description(config=config, layers=base.layers, tied=dict(base.tied)).model_dump(mode="json")
+    said: Any = Description(config=config, layers=base.layers, tied=dict(base.tied), start=start)
+    said = said.model_dump(mode="json")
     provenance = card.provenance.model_copy(update={"recipe": {**card.provenance.recipe, RECIPE: said}})
     return card.model_copy(update={"kind": "generator", "provenance": provenance})
+
+
+def description_of(card: Card) -> Description:
+    """Return what a generator's card says of its parts.
+
+    Raises:
+        CheckpointError: it does not say it.
+    """
+    try:
+        return Description.model_validate(card.provenance.recipe.get(RECIPE))
+    except ValidationError as error:
+        raise CheckpointError(
+            f"the card of {card.name!r} does not say what its generator is: {error}"
+        ) from error
 
 
 def read_generator(stored: Checkpoint) -> tuple[Generator, Base]:
@@ -96,10 +112,7 @@ def read_generator(stored: Checkpoint) -> tuple[Generator, Base]:
         CheckpointError: the card does not say what it is made of, or the tensors are not those.
     """
     name = stored.card.name
-    try:
-        said = Description.model_validate(stored.card.provenance.recipe.get(RECIPE))
-    except ValidationError as error:
-        raise CheckpointError(f"the card of {name!r} does not say what its generator is: {error}") from error
+    said = description_of(stored.card)
     state = {k[len(BASE) :]: v for k, v in stored.tensors.items() if k.startswith(BASE)}
     own = {k[len(PREFIX) :]: v for k, v in stored.tensors.items() if k.startswith(PREFIX)}
     named = {name for layer in said.layers for name in layer} | set(said.tied)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -63,6 +63,20 @@ class FlatLayout:
             for name, shape in zip(self.names, self.shapes, strict=True)
         ]
         return torch.cat(parts, -1)
+
+    def columns(self, names: Collection[str]) -> Tensor:
+        """Return where the numbers of some parameters lie in a vector, in its order, int64."""
+        numbers = self.unflatten(torch.arange(self.size))
+        return torch.cat([numbers[name].flatten() for name in self.names if name in names])
+
+    def widened(self, vectors: Tensor, names: Collection[str]) -> Tensor:
+        """Return vectors of some of the parameters as vectors of all, ``(..., size)``, zero elsewhere."""
+        columns = self.columns(names)
+        if len(columns) == self.size:
+            return vectors
+        whole = vectors.new_zeros(*vectors.shape[:-1], self.size)
+        whole[..., columns.to(vectors.device)] = vectors
+        return whole
 
     def unflatten(self, vectors: Tensor) -> dict[str, Tensor]:
         """Return vectors ``(..., size)`` as views of parameters ``(..., *shape)``.

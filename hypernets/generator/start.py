@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypernets.generator.checkpoints import drawn_checkpoint, read_generator
+from hypernets.generator.checkpoints import description_of, drawn_checkpoint, read_generator
 from hypernets.generator.conditions import Conditions, conditions_of
 from hypernets.generator.model import What
 from hypernets.generator.sampling import Sampler
@@ -36,6 +36,12 @@ class Generated:
         self.card: Card = stored.card
         self.evidence = evidence
         self.generator, self.base = read_generator(stored)
+        self.what: What = description_of(stored.card).start
+
+    @property
+    def observed_shape(self) -> tuple[int, ...]:
+        """The shape of an observation, empty where the generator takes none."""
+        return self.generator.config.conditions.observation
 
     def init_(
         self,
@@ -45,7 +51,7 @@ class Generated:
         example_inputs: Tensor | None = None,
         condition: Condition = None,
         observation: Tensor | None = None,
-        what: What = "sample",
+        what: What | None = None,
         steps: int = 20,
         guidance: float = 1.0,
         sampler: Sampler | None = None,
@@ -58,7 +64,8 @@ class Generated:
             example_inputs: not needed.
             condition: a class, a class name or a text, of what the generator takes.
             observation: of the task, without a batch axis.
-            what: ``sample``, ``one_step`` or ``mean`` (`Generator.sample`).
+            what: ``sample``, ``one_step`` or ``mean`` (`Generator.sample`); what the card says where it is
+                None.
             steps: of the sampler.
             guidance: how much the condition counts.
             sampler: which; None for the one that needs fewest steps.
@@ -91,7 +98,7 @@ class Generated:
         *,
         condition: Condition = None,
         observation: Tensor | None = None,
-        what: What = "sample",
+        what: What | None = None,
         steps: int = 20,
         guidance: float = 1.0,
         sampler: Sampler | None = None,
@@ -110,18 +117,19 @@ class Generated:
         """
         if not 1 <= count <= LARGEST_COUNT:
             raise SourceError(f"{count} starts were asked for, expected 1 to {LARGEST_COUNT}")
+        chosen = self.what if what is None else what
         first = int(torch.randint(2**62, ())) if seed is None else seed
         seeds = [first + number for number in range(count)]
         conditions = self.conditions(condition, observation).repeated(count)
         drawn = self.generator.sample(
-            conditions, seeds, what, steps=steps, guidance=guidance, sampler=sampler
+            conditions, seeds, chosen, steps=steps, guidance=guidance, sampler=sampler
         )
         how: dict[str, Any] = {
-            "what": what,
+            "what": chosen,
             "condition": condition,
             "observation": None if observation is None else _fingerprint(observation),
         }
-        if what == "sample":
+        if chosen == "sample":
             how |= {"steps": steps, "guidance": guidance, "sampler": sampler}
         return [
             drawn_checkpoint(self.checkpoint, self.base, delta, own, {**how, "refused_copies": int(refused)})
@@ -129,7 +137,9 @@ class Generated:
         ]
 
     def conditions(self, condition: Condition = None, observation: Tensor | None = None) -> Conditions:
-        """Return the conditions of one task; a name of a class is that class, any other text a description.
+        """Return the conditions of one task.
+
+        A name of a class is that class, and so is its number, also as a text; other texts are descriptions.
 
         Raises:
             ConditionError: the generator does not take it.
@@ -140,6 +150,8 @@ class Generated:
         if isinstance(condition, str):
             if condition in config.class_names:
                 number = config.class_names.index(condition)
+            elif config.classes and condition.isascii() and condition.isdecimal():
+                number = int(condition)
             elif config.class_names and not config.text:
                 hint = suggestion(condition, config.class_names)
                 raise ConditionError(f"{self.card.name!r} knows no class {condition!r}: {hint}")

@@ -15,16 +15,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hypernets.generator.conditions import Conditions, conditions_of, described
+from hypernets.generator.conditions import Conditions
 from hypernets.generator.config import GeneratorTrainingConfig
 from hypernets.generator.distillation import Pairs, student_loss, teach
 from hypernets.generator.mean import TaskLoss
 from hypernets.generator.members import Members
 from hypernets.generator.model import Generator
+from hypernets.generator.usable import known_conditions, require_usable
+from hypernets.generator.validation import denoising_loss, mean_error
 from metainit.domains.seeding import generator_of
-from metainit.errors import ConditionError, DataError, DivergenceError, MismatchError
+from metainit.errors import DataError, DivergenceError
 
-LEAST_MEMBERS = 16
 Phase = Literal["mean", "diffusion", "student"]
 
 
@@ -73,13 +74,13 @@ class GeneratorTraining:
             raise DataError(
                 "training.task_weight is set, but there is no task loss: pass one, or set it to 0"
             )
-        _require_usable(generator, members, held_out)
+        require_usable(generator, members, held_out)
         self.config, self.generator, self.seed, self.task_loss = config, generator, seed, task_loss
         self.step = 0
         device = generator.device
         self.deltas, self.held_out = members.deltas.to(device), held_out.deltas.to(device)
-        self.conditions = _conditions(generator, members).to(device)
-        self.held_out_conditions = _conditions(generator, held_out).to(device)
+        self.conditions = known_conditions(generator, members).to(device)
+        self.held_out_conditions = known_conditions(generator, held_out).to(device)
         generator.fit(self.deltas, self.held_out, config.closeness)
         self.values = generator.standardized(self.deltas)
         order = torch.randperm(len(members), generator=generator_of(seed, "folds"))
@@ -300,62 +301,10 @@ class GeneratorTraining:
             return {}
         generator = copy.deepcopy(self.generator)
         generator.load_state_dict(self.result())
-        values, conditions = generator.standardized(self.held_out), self.held_out_conditions
-        left = values - generator.predicted_mean(conditions)
-        found = {}
-        if generator.mean is not None:
-            found["validation_mean_error"] = float(left.square().mean() / values.square().mean())
+        found = mean_error(generator, self.held_out, self.held_out_conditions)
         if self.phase == "mean":
             return found
-        drawn, process = generator_of(self.seed, "validation"), generator.process
-        rows = torch.arange(max(256, len(values)), device=values.device) % len(values)
-        time = process.draw(len(rows), drawn).to(values.device)
-        noise = torch.randn(len(rows), values.shape[-1], generator=drawn).to(values.device)
-        clean = generator.residual(left)[rows]
-        condition = generator.conditioner(conditions)[rows]
-        predicted = process.predict(generator.denoiser, process.noisy(clean, noise, time), time, condition)
-        found["validation_loss"] = float((predicted - process.target(clean, noise, time)).square().mean())
-        return found
-
-
-def _require_usable(generator: Generator, members: Members, held_out: Members) -> None:
-    """Raise unless there are enough members, of this network, and all of them finite."""
-    if len(members) < LEAST_MEMBERS:
-        raise DataError(
-            f"a generator needs at least {LEAST_MEMBERS} members, got {len(members)}: build a larger zoo"
-        )
-    for title, some in (("members", members), ("held-out fits", held_out)):
-        if some.deltas.shape[-1] != generator.layout.size:
-            raise MismatchError(
-                f"the {title} have {some.deltas.shape[-1]} numbers each, the network "
-                f"{generator.layout.size}: use a zoo of this network"
-            )
-        if bad := (~torch.isfinite(some.deltas).all(-1)).nonzero().flatten().tolist():
-            raise DataError(
-                f"{len(bad)} of the {title} are not finite, such as {some.ids[bad[0]]!r}: leave them out"
-            )
-
-
-def _conditions(generator: Generator, members: Members) -> Conditions:
-    """Return what the generator is told of members.
-
-    Raises:
-        ConditionError: they lack a kind.
-    """
-    config, known = generator.config.conditions, described(generator.config.conditions)
-    has = {*members.conditions, *(["text"] if members.texts else [])}
-    if missing := sorted(known.keys() - has):
-        raise ConditionError(
-            f"the members have no {' and no '.join(missing)}, which the generator is to be told: leave it "
-            "out of generator.conditions"
-        )
-    return conditions_of(
-        config,
-        len(members),
-        classes=members.conditions["class"] if "class" in known else None,
-        texts=members.texts if "text" in known else (),
-        observations=members.conditions["observation"] if "observation" in known else None,
-    )
+        return found | denoising_loss(generator, self.held_out, self.held_out_conditions, self.seed)
 
 
 def schedule(step: int, steps: int, warm_up: int) -> float:

@@ -177,7 +177,8 @@ class Observing(Protocol):
     def observed(self, support: Tensors, shared: Tensors) -> Tensor:
         """Return what the support shows of each task, as one float tensor ``(T, ...)``.
 
-        An image with zeros where pixels are not known, a sinogram, or examples in the order of their labels.
+        An image, channels first, with zeros where pixels are not known, a sinogram, or examples in the order
+        of their labels.
         """
         ...
 

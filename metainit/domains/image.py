@@ -270,12 +270,13 @@ class ImageDomain:
         return self._training_pixels(generator_of(0, 0, "train"), count)[0].flatten(1, 2)
 
     def observed(self, support: Tensors, shared: Tensors) -> Tensor:
-        """Return the pixels that the support shows ``(T, height, width, channels)``, 0 for the others."""
+        """Return the pixels that the support shows ``(T, channels, height, width)``, 0 for the others."""
         config, values = self.config, support["values"]
         seen = values * support["known"] if "known" in support else values
         at = pixels_at(shared["support_coordinates"], config.height, config.width)
         canvas = values.new_zeros(len(values), config.height * config.width, config.channels)
-        return canvas.index_copy(1, at, seen).reshape(-1, config.height, config.width, config.channels)
+        whole = canvas.index_copy(1, at, seen).movedim(-1, 1)
+        return whole.reshape(-1, config.channels, config.height, config.width)
 
     def render(self, predict: Predict, query: Tensors, shared: Tensors) -> Tensor:
         """Return the image ``(height, width, channels)``, clamped to [0, 1]."""

@@ -14,7 +14,7 @@ from hypernets.generator.generatability import evaluated
 from hypernets.generator.members import Members
 from hypernets.generator.shards import Shard
 from metainit.adaptation import trajectory
-from metainit.domains.base import Enumerable, Observing, TaskBatch
+from metainit.domains.base import Domain, Enumerable, Observing, Split, TaskBatch
 from metainit.domains.seeding import seed_of
 from metainit.errors import DivergenceError
 from metainit.meta.engine import NARROW_ELEMENTS
@@ -88,16 +88,27 @@ def fit_shard(prepared: PreparedZoo, plan: ShardPlan) -> Shard:
 
 
 def tasks_of(prepared: PreparedZoo, plan: ShardPlan) -> TaskBatch:
-    """Return the tasks of a shard, on the device: each training task once where there is an end of them.
+    """Return the tasks of a shard, on the device."""
+    recipe = prepared.recipe
+    tasks = shard_tasks(prepared.domain, plan.split, plan.index, recipe.shard, recipe.seed)[: plan.count]
+    return tasks.to(prepared.device, torch.float32)
+
+
+def shard_tasks(domain: Domain, split: Split, index: int, shard: int, seed: int) -> TaskBatch:
+    """Return the tasks of a whole shard: each training task once where there is an end of them.
 
     Otherwise they are drawn, and one that was drawn before is left out in the end.
+
+    Args:
+        domain: of the zoo.
+        split: of the shard.
+        index: how many shards of the split come before it.
+        shard: how many tasks it has; fewer where the split ends.
+        seed: of the zoo's recipe.
     """
-    domain, recipe = prepared.domain, prepared.recipe
-    if isinstance(domain, Enumerable) and domain.size(plan.split) is not None:
-        tasks = domain.enumerated(plan.split, plan.index * recipe.shard, plan.count)
-    else:
-        tasks = domain.tasks(seed_of("zoo", recipe.seed), plan.index, recipe.shard, plan.split)[: plan.count]
-    return tasks.to(prepared.device, torch.float32)
+    if isinstance(domain, Enumerable) and domain.size(split) is not None:
+        return domain.enumerated(split, index * shard, shard)
+    return domain.tasks(seed_of("zoo", seed), index, shard, split)
 
 
 def fitted(prepared: PreparedZoo, tasks: TaskBatch) -> Fits:

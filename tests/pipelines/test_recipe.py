@@ -71,6 +71,7 @@ def test_every_shipped_recipe_is_valid_and_reads_itself_back(name: str) -> None:
         *("image-folder", "ct-slices", "seg-folder", "seg-clothes", "seg-cells"),
         "ghn-images",
         "zoo-images",
+        "gen-images",
     )
     settings = ["domain.data=/data/x"] if name.startswith(needs_data) else []
     recipe = load_recipe(name, settings)

@@ -20,6 +20,8 @@ from tests.serving.inprocess import InProcess
         (Missing("x"), 404),
         (RangeNotSatisfiable("bytes=9-", 3), 416),
         (errors.EndpointError("x"), 422),
+        (errors.ConditionError("x"), 422),
+        (errors.CopyError("x"), 409),
         (RequestValidationError([]), 422),
         (errors.DigestError("x"), 502),
         (errors.CheckpointError("x"), 502),

@@ -602,14 +602,17 @@ class TestWhatTheSupportShows:
         images = domain(flip=False)
         batch = images.tasks(0, 0, 2, split)
         seen = images.observed(batch.support, batch.shared)
-        assert seen.shape == (2, 8, 12, 3)
-        assert all(torch.equal(a, images.target(first_of(t))) for a, t in zip(seen, batch, strict=True))
+        assert seen.shape == (2, 3, 8, 12)
+        assert all(
+            torch.equal(a.movedim(0, -1), images.target(first_of(t)))
+            for a, t in zip(seen, batch, strict=True)
+        )
 
     @pytest.mark.parametrize("fit", FITS)
     def test_has_zeros_where_nothing_is_shown(self, fit: str) -> None:
         images = domain(fit=fit, observed=0.5, points=40)
         batch = images.tasks(0, 0, 3)
-        seen = images.observed(batch.support, batch.shared).flatten(1, 2)
+        seen = images.observed(batch.support, batch.shared).movedim(1, -1).flatten(1, 2)
         at = [int((pixel_grid(8, 12) == c).all(1).nonzero()) for c in batch.shared["support_coordinates"]]
         assert torch.equal(seen[:, at], batch.support["values"] * batch.support["known"])
         rest = [i for i in range(96) if i not in at]

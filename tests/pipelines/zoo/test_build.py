@@ -52,7 +52,7 @@ def test_every_training_task_is_fitted_once_and_held_out_ones_are_others(tmp_pat
     assert train.deltas.shape == (size, prepared.layout.size)
     numbers = [int(name.split("[")[1].rstrip("]")) for name in train.ids]
     assert train.conditions["class"].tolist() == [n % 4 for n in numbers]
-    assert train.conditions["observation"].shape == (size, 6, 6, 1)
+    assert train.conditions["observation"].shape == (size, 1, 6, 6)
     manifest = zoo.manifest
     assert manifest.prior == "images" and manifest.data.fingerprint == prepared.domain.fingerprint()
     assert str(tmp_path) not in (tmp_path / "zoo" / MANIFEST).read_text()

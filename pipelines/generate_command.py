@@ -1,0 +1,142 @@
+"""The subcommand that draws initial weights from a generator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast, get_args, runtime_checkable
+
+import typer
+
+from metainit.errors import SourceError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from metainit.card import Card
+    from metainit.checkpoint import Checkpoint
+
+DIGITS = 4
+"""Of the number in a file's name."""
+What = Literal["sample", "mean", "one_step"]
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """A start that draws checkpoints."""
+
+    @property
+    def card(self) -> Card:
+        """Its own card."""
+        ...
+
+    @property
+    def observed_shape(self) -> tuple[int, ...]:
+        """The shape of an observation, empty where it takes none."""
+        ...
+
+    def generate(
+        self,
+        count: int,
+        seed: int,
+        *,
+        condition: str | None,
+        observation: Tensor | None,
+        what: What,
+    ) -> Sequence[Checkpoint]:
+        """Return checkpoints of one network each."""
+        ...
+
+
+def generate(
+    source: Annotated[
+        str, typer.Argument(metavar="NAME", help="a registered generator, a file, or a reference")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="the folder to write to")],
+    condition: Annotated[
+        str | None, typer.Option(help="a class, by its number or its name, or a description")
+    ] = None,
+    observation: Annotated[
+        Path | None, typer.Option(help="what is seen of the task: an image, or an array in an npy file")
+    ] = None,
+    count: Annotated[int, typer.Option("-n", min=1, max=100_000, help="how many starts")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="the first one's; each has a seed of its own")] = 0,
+    what: Annotated[
+        str, typer.Option(help="sample; one_step, which is faster; or mean, which is the same for every seed")
+    ] = "sample",
+    as_json: Annotated[bool, typer.Option("--json", help="answer in JSON")] = False,
+) -> None:
+    """Draw initial weights, as many different ones as you like, each a checkpoint of its own."""
+    from metainit import checkpoint
+    from metainit.initialization import load
+    from pipelines.predict_command import source_of
+
+    if what not in get_args(What):
+        raise typer.BadParameter(f"--what {what}: expected sample, mean or one_step")
+    start = load(source_of(source))
+    if not isinstance(start, Generates):
+        raise SourceError(
+            f"{source!r} is a {start.card.kind}, which generates nothing: name a generator (kind generator)"
+        )
+    seen = None if observation is None else _observed(observation, start.observed_shape)
+    drawn = start.generate(count, seed, condition=condition, observation=seen, what=cast("What", what))
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, stored in enumerate(drawn):
+        path = out / f"{start.card.name}-{number:0{DIGITS}}{checkpoint.SUFFIX}"
+        saved = checkpoint.save(path, stored.tensors, stored.card)
+        recipe = saved.card.provenance.recipe
+        written.append(
+            {
+                "path": str(path),
+                "seed": next(iter(saved.card.provenance.seeds), None),
+                "refused_copies": recipe.get("refused_copies", 0),
+                "digest": saved.card.digest,
+            }
+        )
+    answer = {"generator": start.card.name, "what": what, "condition": condition, "files": written}
+    typer.echo(json.dumps(answer, indent=2) if as_json else _in_words(answer))
+
+
+def _in_words(answer: dict[str, Any]) -> str:
+    files = answer["files"]
+    refused = sum(one["refused_copies"] for one in files)
+    lines = [f"{answer['generator']}: {len(files)} starts"]
+    if refused:
+        lines.append(f"{refused} copies of zoo members were refused and drawn again")
+    first = files[0]["path"]
+    lines.append(f"written to {Path(first).parent}; use one: metainit.init_(network, {first!r})")
+    return "\n".join(lines)
+
+
+def _observed(path: Path, shape: Sequence[int]) -> Tensor:
+    """Return an image file as an observation ``(channels, height, width)``, or the array of an npy file.
+
+    Raises:
+        DataError: it cannot be read, or the generator takes no images.
+    """
+    import numpy as np
+    import torch
+
+    from metainit.domains.images import centre_cropped, read_image, resized, with_channels
+    from metainit.errors import DataError
+
+    if path.suffix == ".npy":
+        try:
+            values = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot read {path}: {error}") from error
+        return torch.from_numpy(values).float()
+    if len(shape) != 3:
+        raise DataError(
+            f"{path}: this generator takes no image but {_sizes(shape)}: give an array in an npy file"
+        )
+    channels, height, width = shape
+    pixels = with_channels(read_image(path).pixels, channels, str(path))
+    fitted = resized(centre_cropped(pixels, height, width), height, width)
+    return torch.from_numpy(fitted).movedim(-1, 0)
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return f"an observation of the shape {' x '.join(map(str, shape))}" if shape else "no observation"

@@ -1,0 +1,1 @@
+"""The family of generated starts: a diffusion model over the weights of a zoo."""
