@@ -127,7 +127,7 @@ class TestLoad:
 
     @pytest.mark.parametrize(
         "kind,says",
-        [("generator", r"pip install 'metainit\[graph\]'"), ("praior", "did you mean 'prior'")],
+        [("models", r"pip install 'metainit\[ray\]'"), ("praior", "did you mean 'prior'")],
     )
     def test_a_kind_that_nothing_installed_can_load(self, tmp_path: Path, kind: str, says: str) -> None:
         path = store(tmp_path / "a.safetensors", kind=kind)
