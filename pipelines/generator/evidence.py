@@ -31,7 +31,7 @@ from metainit.domains.seeding import seed_of
 from metainit.errors import RecipeError, suggestion
 from metainit.evidence.measuring import Evidence, held_out
 from metainit.networks import build, function_of
-from pipelines.generator.preparation import PreparedGenerator
+from pipelines.generator.preparation import PreparedGenerator, texts_of
 
 RIDGES = tuple(10.0**k for k in range(-5, 4))
 NOISES = (0.1, 0.3, 1.0)
@@ -97,6 +97,7 @@ def conditions_for(prepared: PreparedGenerator, config: ConditionConfig, tasks: 
         config,
         len(tasks),
         classes=tasks.conditions["class"] if config.classes else None,
+        texts=texts_of(tasks.conditions, prepared.domain) if config.text else (),
         observations=seen,
     )
 

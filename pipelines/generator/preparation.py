@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hypernets.generator.config import ConditionConfig
 from hypernets.generator.flat import FlatLayout
@@ -94,7 +95,11 @@ def prepare_generator(recipe: GeneratorRecipe, device: torch.device | None = Non
     sizes = {k: v.to(chosen) for k, v in zoo.base.step_sizes.items()}
     layout, moved = FlatLayout.of(base), zoo.layout.names
     members, held_out = (
-        replace(some, deltas=layout.widened(some.deltas, moved))
+        replace(
+            some,
+            deltas=layout.widened(some.deltas, moved),
+            texts=some.texts or texts_of(some.conditions, domain),
+        )
         for some in (zoo.members("train"), zoo.members("validation"))
     )
     ground = Ground(domain, function_of(network), base, layout, zoo.base.card.routine, sizes)
@@ -136,6 +141,14 @@ def conditions_config(told: Told, members: Members, domain: Domain) -> Condition
         encoder=told.encoder,
         thumbnail=told.thumbnail if seen else 0,
     )
+
+
+def texts_of(conditions: Mapping[str, Tensor], domain: Domain) -> tuple[str, ...]:
+    """Return the names of tasks' classes, which describe them where nothing else does; none without names."""
+    names: tuple[str, ...] = tuple(getattr(domain, "class_names", ()))
+    if CLASS not in conditions or not names:
+        return ()
+    return tuple(names[number] for number in conditions[CLASS].tolist())
 
 
 def tasks_of(zoo: Zoo, members: Members, domain: Domain) -> TaskBatch:

@@ -251,3 +251,24 @@ def test_one_layer_with_a_scale_of_its_own_is_generated_and_measured(digits: Cha
     assert {c.role for c in evidence.record.curves} == {"candidate", "source", "control"}
     illustrate(prepared, file, evidence, tmp_path)
     assert skimage.io.imread(tmp_path / "samples.png").std() > 10
+
+
+def test_a_finished_run_is_not_repeated(digits: Chain) -> None:
+    before = digits.generator.stat().st_mtime_ns
+    assert trained(digits.recipe(), digits.generator.parent) == digits.generator
+    assert digits.generator.stat().st_mtime_ns == before
+    with pytest.raises(RecipeError, match=r"another recipe: generator\.depth was 1, is 2"):
+        trained(digits.recipe("generator.depth=2"), digits.generator.parent)
+
+
+def test_class_names_are_texts_where_nothing_else_describes_a_task(digits: Chain, tmp_path: Path) -> None:
+    recipe = digits.recipe("told.kinds=[text]")
+    prepared = prepare_generator(recipe)
+    labels = prepared.members.conditions["class"].tolist()
+    assert prepared.members.texts == tuple(str(label) for label in labels)
+    start = load(trained(recipe, tmp_path))
+    assert isinstance(start, Generated)
+    seven, same, other = (start.generate(1, 0, condition=text)[0].weights for text in ("7", "7", "3"))
+    name = next(iter(seven))
+    assert torch.equal(seven[name], same[name]) and not torch.equal(seven[name], other[name])
+    assert measure_generator(prepared, tmp_path / CHECKPOINT, str, ()).record.curves
