@@ -8,6 +8,9 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := metainit hypernets pipelines serving
+# Two workers with a thread each: with more threads than cores, idle ones spin beside those that work.
+TWO_WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
+ONE_THREAD := OMP_NUM_THREADS=1
 export PYTHON VENV
 
 .PHONY: help venv demo test test-slow lint format wheel bench-setup clean
@@ -22,7 +25,7 @@ demo: venv  ## Train, register, serve and use a prior on this machine (some minu
 	@$(BIN)/metainit demo
 
 test: lint  ## Lint, then the fast test suite with a shortened demo (under 8 minutes)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --doctest-modules $(PACKAGES) tests
+	$(ONE_THREAD) $(BIN)/python -m pytest $(TWO_WORKERS) --doctest-modules $(PACKAGES) tests
 
 test-slow: venv  ## The tests that are too slow for every change
 	$(BIN)/python -m pytest -m slow tests
