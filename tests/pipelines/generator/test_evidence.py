@@ -119,9 +119,9 @@ def test_a_champion_is_measured_from_its_own_base_and_with_its_own_start(
         k: v + 0.1 * torch.randn(v.shape, generator=noise) if k.startswith("base.") else v
         for k, v in stored.tensors.items()
     }
-    said = stored.card.provenance.recipe["generator"] | {"start": "mean"}
+    said = stored.card.provenance.recipe["parts"] | {"start": "mean"}
     provenance = stored.card.provenance.model_copy(
-        update={"recipe": {**stored.card.provenance.recipe, "generator": said}}
+        update={"recipe": {**stored.card.provenance.recipe, "parts": said}}
     )
     checkpoint.save(
         tmp_path / "c.safetensors", moved, stored.card.model_copy(update={"provenance": provenance})

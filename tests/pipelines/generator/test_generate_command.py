@@ -85,7 +85,7 @@ def test_a_class_goes_by_its_name_first_and_by_its_number(digits: Chain, tmp_pat
     stored = checkpoint.load(digits.generator)
     said = json.loads(json.dumps(stored.card.provenance.recipe))
     # Classes whose names are numbers, but not their own.
-    said["generator"]["config"]["conditions"]["class_names"] = ["9", "one", *"2345678", "0"]
+    said["parts"]["config"]["conditions"]["class_names"] = ["9", "one", *"2345678", "0"]
     provenance = stored.card.provenance.model_copy(update={"recipe": said})
     file = tmp_path / "named.safetensors"
     checkpoint.save(file, stored.tensors, stored.card.model_copy(update={"provenance": provenance}))

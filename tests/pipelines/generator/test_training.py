@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ from metainit.initialization import load
 from metainit.networks import build
 from pipelines.folder import CHECKPOINT
 from pipelines.generator.evidence import illustrate, measure_generator
-from pipelines.generator.preparation import prepare_generator, tasks_of
+from pipelines.generator.preparation import conditions_config, prepare_generator, tasks_of
+from pipelines.generator.recipe import GeneratorRecipe, Told
 from pipelines.recipe import load_recipe, read_recipe
 from pipelines.tracking import ListSink
 from pipelines.train import train
@@ -88,8 +90,9 @@ def test_a_zoo_of_other_data_is_refused(digits: Chain) -> None:
 
 
 def test_a_zoo_does_not_know_everything_and_may_be_too_small(digits: Chain, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="told.kinds: the zoo has no text; it has class, observation"):
-        digits.prepared("told.kinds=[text]")
+    nameless = replace(digits.prepared().members, conditions={}, texts=())
+    with pytest.raises(RecipeError, match="told.kinds: the zoo has no class; it has none"):
+        conditions_config(Told(), nameless, digits.prepared().domain)
     small = zoo_in(tmp_path / "small", ZOO, digits.prior, f"members={LEAST_MEMBERS - 1}")
     with pytest.raises(DataError, match=f"at least {LEAST_MEMBERS} members"):
         trained(generator_recipe(GENERATOR, small), tmp_path / "run")
@@ -142,8 +145,8 @@ def test_a_debug_recipe_ends_in_seconds(digits: Chain, tmp_path: Path) -> None:
     assert (card.kind, card.name, card.method.name) == ("generator", GENERATOR, "weight diffusion")
     assert (card.network, card.domain) == (zoo.manifest.network, zoo.manifest.domain)
     assert card.routine == zoo.base.card.routine and card.provenance.data == zoo.manifest.data
-    told = {k: v for k, v in card.provenance.recipe.items() if k != "generator"}
-    assert told == {k: v for k, v in recipe.recorded().items() if k != "generator"}
+    told = {k: v for k, v in card.provenance.recipe.items() if k not in GeneratorRecipe.FOLLOWING}
+    assert told == recipe.recorded()
     assert str(tmp_path) not in card.canonical() and str(digits.zoo) not in card.canonical()
     said = description_of(card)
     assert said.start == "sample" and said.config.conditions.class_names == tuple("0123456789")
