@@ -87,7 +87,8 @@ def candidates(
     found["noised_member"] = ([of(noised_member(features, deltas, noise)) for noise in NOISES], True)
     found["nearest_member"] = ([of(nearest_member(features, deltas))], True)
     found["ridge"] = ([of(ridge(features, deltas, strength)) for strength in RIDGES], False)
-    found["regressor"] = (regressors(prepared, generator, print, regressions), False)
+    if regressions:
+        found["regressor"] = (regressors(prepared, generator, print, regressions), False)
     return found
 
 
@@ -325,7 +326,9 @@ def sampling(cells: Cells) -> None:
 
 
 def _regressions(cells: Cells, part: str, seed: int) -> Sequence[tuple[float, float]]:
-    """Return what regressors are tried: of later seeds the one that did best for the first."""
+    """Return what regressors are tried: of later seeds the best of the first; none where all is measured."""
+    if f"{part}/regressor/{seed}" in cells.values:
+        return []
     first = cells.values.get(f"{part}/regressor/{SEEDS[0]}")
     if seed == SEEDS[0] or first is None:
         return REGRESSIONS

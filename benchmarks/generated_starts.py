@@ -99,6 +99,7 @@ PLANS = {
                 "generator": {"width": 512, "depth": 3, "mean_width": 512},
                 "training": {
                     "mean_steps": 2500,
+                    "mean_step_size": 3e-3,
                     "steps": 1500,
                     "distillation_steps": 500,
                     "task_weight": 1.0,
@@ -137,6 +138,7 @@ PLANS = {
                 "generator": {"width": 512, "depth": 3, "mean_width": 512},
                 "training": {
                     "mean_steps": 1000,
+                    "mean_step_size": 3e-3,
                     "steps": 600,
                     "distillation_steps": 200,
                     "batch": 32,
