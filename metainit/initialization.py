@@ -162,11 +162,7 @@ class Prior:
             DivergenceError: the loss is not finite; the network keeps the weights it had.
             SourceError: neither the card nor the call has a routine.
         """
-        chosen = routine or self.card.routine
-        if chosen is None:
-            raise SourceError(f"the card of {self.card.name!r} has no adaptation routine: pass routine=...")
-        sizes = self.checkpoint.step_sizes if chosen.per_parameter else {}
-        return run_routine(network, task, chosen, sizes, progress)
+        return run_stored(self.checkpoint, network, task, routine, progress)
 
 
 def run_routine(
@@ -199,6 +195,27 @@ def run_routine(
         for name, value in parameters.items():
             value.copy_(last[name])
     return network
+
+
+def run_stored(
+    stored: Checkpoint,
+    network: nn.Module,
+    task: Task,
+    routine: AdaptationRoutine | None = None,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Run the routine of a checkpoint's card, with its learned step sizes, unless another one is given.
+
+    Raises:
+        DivergenceError: the loss is not finite; the network keeps the weights it had.
+        SourceError: neither the card nor the call has a routine, or the task holds more than one thing to
+            fit.
+    """
+    chosen = routine or stored.card.routine
+    if chosen is None:
+        raise SourceError(f"the card of {stored.card.name!r} has no adaptation routine: pass routine=...")
+    sizes = stored.step_sizes if chosen.per_parameter else {}
+    return run_routine(network, task, chosen, sizes, progress)
 
 
 def run_given(

@@ -17,7 +17,7 @@ from metainit.card import AdaptationRoutine, Card
 from metainit.checkpoint import Checkpoint
 from metainit.errors import ConditionError, SourceError, suggestion
 from metainit.fill import check_fits, fill
-from metainit.initialization import run_routine
+from metainit.initialization import run_stored
 
 Condition = int | str | None
 """A class by number or by name, or a text; None where nothing is said."""
@@ -184,11 +184,7 @@ class Generated:
             DivergenceError: the loss is not finite; the network keeps the weights it had.
             SourceError: neither the card nor the call has a routine.
         """
-        chosen = routine or self.card.routine
-        if chosen is None:
-            raise SourceError(f"the card of {self.card.name!r} has no adaptation routine: pass routine=...")
-        sizes = self.checkpoint.step_sizes if chosen.per_parameter else {}
-        return run_routine(network, task, chosen, sizes, progress)
+        return run_stored(self.checkpoint, network, task, routine, progress)
 
 
 def _fingerprint(observation: Tensor) -> str:

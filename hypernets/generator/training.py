@@ -7,7 +7,6 @@ knows of files, workers or logs.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hypernets.averaged import decay_at, saved_in, state_of
 from hypernets.generator.conditions import Conditions
 from hypernets.generator.config import GeneratorTrainingConfig
 from hypernets.generator.distillation import Pairs, student_loss, teach
@@ -25,6 +25,7 @@ from hypernets.generator.usable import known_conditions, require_usable
 from hypernets.generator.validation import denoising_loss, mean_error
 from metainit.domains.seeding import generator_of
 from metainit.errors import DataError, DivergenceError
+from metainit.meta.schedule import warm_up_and_cosine
 
 Phase = Literal["mean", "diffusion", "student"]
 
@@ -223,8 +224,7 @@ class GeneratorTraining:
         optimizer.zero_grad(set_to_none=True)
         self.step += 1
         done = self.step - first
-        # A decay that grows with the steps: early weights are soon forgotten.
-        decay = min(self.config.averaging, (1 + done) / (10 + done))
+        decay = decay_at(done, self.config.averaging)
         for name, value in active.items():
             self.average[name].lerp_(value.detach(), 1 - decay)
         self._arrive()
@@ -254,35 +254,19 @@ class GeneratorTraining:
         number = ("mean", "diffusion", "student").index(self.phase)
         first, last = (0, *self.ends)[number], self.ends[number]
         base = self.config.mean_step_size if number == 0 else self.config.step_size
-        return base * schedule(self.step - first, last - first, self.config.warm_up)
+        return base * warm_up_and_cosine(self.step - first, last - first, self.config.warm_up)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the next steps depend on, beside the members."""
-        state = {f"models.{k}": v for k, v in self.models.state_dict().items()}
-        state |= {f"average.{k}": v for k, v in self.average.items()}
-        state["step"] = torch.tensor(self.step)
-        for number, moments in self._optimizer.state_dict()["state"].items():
-            state |= {f"adam.{key}.{number}": value for key, value in moments.items()}
-        return state
+        return state_of(self.models.state_dict(), self.average, self.step, self._optimizer)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` returned."""
-        parts: dict[str, dict[str, Tensor]] = {"models": {}, "average": {}}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            head, _, rest = key.partition(".")
-            if head == "adam":
-                kind, _, number = rest.rpartition(".")
-                moments.setdefault(int(number), {})[kind] = value
-            elif head in parts:
-                parts[head][rest] = value
-        self.models.load_state_dict(parts["models"])
-        self.average = {k: v.clone() for k, v in parts["average"].items()}
-        self.step = int(state["step"])
-        self._pairs = None
+        saved = saved_in(state)
+        self.models.load_state_dict(saved.model)
+        self.average, self.step, self._pairs = saved.average, saved.step, None
         self._optimizer = self._new_optimizer()
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        saved.load_into(self._optimizer)
 
     def result(self) -> dict[str, Tensor]:
         """Return the averaged state of the generator by name."""
@@ -305,16 +289,3 @@ class GeneratorTraining:
         if self.phase == "mean":
             return found
         return found | denoising_loss(generator, self.held_out, self.held_out_conditions, self.seed)
-
-
-def schedule(step: int, steps: int, warm_up: int) -> float:
-    """Return the factor on the step size: linear warm-up, then a half cosine to 1 %.
-
-    Example:
-        >>> schedule(0, 100, 10)
-        0.1
-    """
-    if step < warm_up:
-        return (step + 1) / warm_up
-    done = (step - warm_up) / max(1, steps - warm_up)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

@@ -6,7 +6,6 @@ of the networks, which have no weights of their own. Nothing here knows of files
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +23,11 @@ from hypernets.architecture.graph import ArchitectureGraph
 from hypernets.architecture.space import build_architecture, sample
 from hypernets.architecture.space_ranges import SpaceConfig
 from hypernets.architecture.trace import trace
+from hypernets.averaged import decay_at, saved_in, state_of
 from hypernets.ghn.model import Ghn
 from metainit.card import Record
 from metainit.errors import DivergenceError
+from metainit.meta.schedule import warm_up_and_cosine
 
 Split = Literal["train", "validation", "test"]
 
@@ -176,41 +177,25 @@ class GhnTraining:
             parameter.grad = value / gradient.networks
         nn.utils.clip_grad_norm_(self.ghn.parameters(), config.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.step_size * schedule(config, self.step)
+            group["lr"] = config.step_size * warm_up_and_cosine(self.step, config.steps, config.warm_up)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        # A decay that grows with the steps: early weights are soon forgotten.
-        decay = min(config.averaging, (1 + self.step) / (10 + self.step))
+        decay = decay_at(self.step, config.averaging)
         for name, value in self.ghn.state_dict().items():
             self.average[name].lerp_(value, 1 - decay)
         return float(gradient.loss) / gradient.networks
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the next steps depend on."""
-        state = {f"ghn.{k}": v for k, v in self.ghn.state_dict().items()}
-        state |= {f"average.{k}": v for k, v in self.average.items()}
-        state["step"] = torch.tensor(self.step)
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            state |= {f"adam.{key}.{number}": value for key, value in moments.items()}
-        return state
+        return state_of(self.ghn.state_dict(), self.average, self.step, self.optimizer)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` returned."""
-        parts: dict[str, dict[str, Tensor]] = {"ghn": {}, "average": {}}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            head, _, rest = key.partition(".")
-            if head == "adam":
-                kind, _, number = rest.rpartition(".")
-                moments.setdefault(int(number), {})[kind] = value
-            elif head in parts:
-                parts[head][rest] = value
-        self.ghn.load_state_dict(parts["ghn"])
-        self.average = {k: v.clone() for k, v in parts["average"].items()}
-        self.step = int(state["step"])
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        saved = saved_in(state)
+        self.ghn.load_state_dict(saved.model)
+        self.average, self.step = saved.average, saved.step
+        saved.load_into(self.optimizer)
 
     def result(self) -> dict[str, Tensor]:
         """Return the averaged weights of the hypernetwork by name."""
@@ -251,16 +236,3 @@ def _structure(network: nn.Module) -> nn.Module:
             empty = nn.Parameter(torch.empty_like(parameter, device="meta"))
             setattr(module, name, stand_ins.setdefault(id(parameter), empty))
     return network
-
-
-def schedule(config: TrainingConfig, step: int) -> float:
-    """Return the factor on the step size: linear warm-up, then a half cosine to 1 %.
-
-    Example:
-        >>> schedule(TrainingConfig(steps=100, warm_up=10), 0)
-        0.1
-    """
-    if step < config.warm_up:
-        return (step + 1) / config.warm_up
-    done = (step - config.warm_up) / max(1, config.steps - config.warm_up)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

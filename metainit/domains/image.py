@@ -23,10 +23,10 @@ from metainit.domains.grid import pixel_grid, pixels_at, stratified_pixels
 from metainit.domains.image_classes import ImageClasses, digit_classes, named_digits, npz_classes
 from metainit.domains.images import Array, NamedImage
 from metainit.domains.seeding import generator_of
+from metainit.domains.splits import SPLITS, as_marked, from_the_end
 from metainit.errors import DataError
 from metainit.evidence.metrics import MAX_PSNR, METRICS
 
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MAX_PYRAMID_LEVELS = 4
 BUNDLED: Mapping[str, Callable[[], Iterable[NamedImage]]] = MappingProxyType(
     {"photographs": reading.bundled_photographs, "digits": named_digits}
@@ -133,7 +133,7 @@ class ImageDomain:
         self._known = None if masks is None else self._by_name(config.mask_array, masks, found)
         labels = None if classes is None else classes.labels.tolist()
         self._labels = None if labels is None else self._by_name(config.label_array, labels, found)
-        kept = _split(found, config) if found else {s: [] for s in SPLITS}
+        kept = self._divided(found)
         self._names = {s: [image.name for image in kept[s]] for s in SPLITS}
         self._pyramids: dict[Split, list[list[Tensor]]] = {}
         self._stacks: dict[Split, Tensor] = {}
@@ -338,6 +338,12 @@ class ImageDomain:
             return BUNDLED[config.bundled]()
         raise DataError("no images: set data to a folder of images or an npz file, or give arrays in Python")
 
+    def _divided(self, found: list[_Kept]) -> dict[Split, list[_Kept]]:
+        config, marks = self.config, [image.split for image in found]
+        own = as_marked(marks) if config.bundled == "photographs" else None
+        splits = own or from_the_end(marks, config.validation_share, config.test_share)
+        return {s: [i for i, split in zip(found, splits, strict=True) if split == s] for s in SPLITS}
+
     def _read_masks(self) -> list[Array] | None:
         config = self.config
         if config.mask_array is None or config.npz is None:
@@ -460,32 +466,3 @@ def _masked_mse(predicted: Tensor, observed: Tensors) -> Tensor:
         return squared.mean()
     known = observed["known"]
     return (squared * known).sum() / (known.sum() * squared.shape[-1]).clamp(min=1)
-
-
-def _split(found: list[_Kept], config: ImageConfig) -> dict[Split, list[_Kept]]:
-    """Split as the source says; what it leaves open is cut from the end, in the order of the names.
-
-    The end, and not a random part: neighbours in a folder are often the same person or patient, and a
-    contiguous part shares at most one of them with the rest.
-    """
-    marked = all(image.split is not None for image in found)
-    if marked and any(image.split for image in found):
-        groups = {s: [i for i in found if i.split == n] for n, s in enumerate(SPLITS)}
-        train, validation, test = groups["train"], groups["validation"], groups["test"]
-        if config.bundled != "photographs":
-            # In data sets with a split array, every part but 0 is for reporting only.
-            test = [i for i in found if i.split]
-            cut = max(1, round(len(train) * config.validation_share))
-            train, validation = train[:-cut], train[-cut:]
-    else:
-        held = max(1, round(len(found) * config.test_share)) if config.test_share > 0 else 0
-        cut = max(1, round(len(found) * config.validation_share))
-        test = found[len(found) - held :]
-        rest = found[: len(found) - held]
-        train, validation = rest[:-cut], rest[-cut:]
-    if not train:
-        raise DataError(
-            f"{len(found)} image(s) leave none to train on after validation and test are held out: "
-            "give more images, or lower validation_share and test_share"
-        )
-    return {"train": train, "validation": validation, "test": test}

@@ -1,4 +1,4 @@
-"""Split data by group, so that a patient (or a scene, a writer, ...) is never in two splits."""
+"""Split data: by group, so that a patient (or a scene, a writer, ...) is never in two splits, or in order."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from metainit.domains.base import Split
 from metainit.domains.seeding import seed_of
 from metainit.errors import DataError
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def split_by_group(
@@ -69,3 +71,54 @@ def groups_of(groups: Sequence[str], splits: Sequence[Split], split: Split) -> s
         {'b'}
     """
     return {group for group, own in zip(groups, splits, strict=True) if own == split}
+
+
+def as_marked(marks: Sequence[int | None]) -> tuple[Split, ...] | None:
+    """Return the splits that a source numbers 0, 1 and 2; None where it does not mark all, or only marks 0.
+
+    Example:
+        >>> as_marked([0, 2, 1])
+        ('train', 'test', 'validation')
+        >>> as_marked([0, 0]) is None
+        True
+    """
+    if not any(marks) or any(mark is None for mark in marks):
+        return None
+    return tuple(SPLITS[mark or 0] for mark in marks)
+
+
+def from_the_end(marks: Sequence[int | None], validation: float, test: float) -> tuple[Split, ...]:
+    """Return splits that are cut from the end: shares of all, or of what a source marks with 0.
+
+    What it marks otherwise is for reporting only. The end, and not a random part: neighbours in a folder are
+    often the same person or patient, and a contiguous part shares at most one of them with the rest.
+
+    Args:
+        marks: of each member, in the order of the names; None where the source has none.
+        validation: share of the members, at least one.
+        test: share of the members where the source marks none, at least one where it is positive.
+
+    Raises:
+        DataError: none is left to train on.
+
+    Example:
+        >>> from_the_end([None] * 4, validation=0.25, test=0.25)
+        ('train', 'train', 'validation', 'test')
+        >>> from_the_end([0, 1, 0, 2], validation=0.5, test=0.25)
+        ('train', 'test', 'validation', 'test')
+    """
+    count = len(marks)
+    if as_marked(marks) is not None:
+        rest = [number for number, mark in enumerate(marks) if not mark]
+        cut = max(1, round(len(rest) * validation))
+    else:
+        rest = list(range(count - (max(1, round(count * test)) if test > 0 else 0)))
+        cut = max(1, round(count * validation))
+    train = set(rest[:-cut])
+    if count and not train:
+        raise DataError(
+            f"{count} image(s) leave none to train on after validation and test are held out: "
+            "give more images, or lower validation_share and test_share"
+        )
+    held: set[int] = set(rest[-cut:])
+    return tuple("train" if n in train else "validation" if n in held else "test" for n in range(count))

@@ -13,6 +13,7 @@ from metainit.card import AdaptationRoutine, Continuation, Record
 from metainit.errors import CheckpointError, DivergenceError, suggestion
 from metainit.meta.engine import Execution
 from metainit.meta.registry import RULES
+from metainit.meta.schedule import warm_up_and_cosine
 from metainit.meta.state import InnerSteps, MetaGradient, MetaParameters, Parameters
 from metainit.meta.variation import Variation
 from metainit.networks.heads import head_names
@@ -141,12 +142,9 @@ def schedule_factor(config: OuterConfig, step: int) -> float:
         >>> schedule_factor(OuterConfig(steps=100, warm_up=0), 0)
         1.0
     """
-    if step < config.warm_up:
-        return (step + 1) / config.warm_up
     if config.schedule == "constant":
-        return 1.0
-    done = (step - config.warm_up) / max(1, config.steps - config.warm_up)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return min(1.0, (step + 1) / max(1, config.warm_up))
+    return warm_up_and_cosine(step, config.steps, config.warm_up)
 
 
 class OuterLoop:

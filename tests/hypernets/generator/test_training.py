@@ -9,7 +9,7 @@ from torch import Tensor
 from hypernets.generator.conditions import Conditions, conditions_of
 from hypernets.generator.config import ConditionConfig, GeneratorTrainingConfig
 from hypernets.generator.model import Generator
-from hypernets.generator.training import GeneratorTraining, schedule
+from hypernets.generator.training import GeneratorTraining
 from metainit.errors import ConditionError, CopyError, DataError, DivergenceError, MismatchError
 from tests.hypernets.generator.gaussians import CONDITIONS, gaussian, small
 
@@ -317,8 +317,3 @@ def test_every_text_says_its_class() -> None:
     found = generator.sample(said, [0, 0, 0], "mean").deltas
     truth = ZOO.mean(torch.arange(3), torch.zeros(3, 2))
     assert torch.cdist(found, truth).argmin(-1).tolist() == [0, 1, 2]
-
-
-def test_the_schedule_warms_up_and_ends_low() -> None:
-    assert schedule(9, 100, 10) == schedule(10, 100, 10) == 1.0
-    assert schedule(100, 100, 10) == pytest.approx(0.01)

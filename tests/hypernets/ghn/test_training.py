@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from hypernets.architecture.space_ranges import SpaceConfig
 from hypernets.ghn.config import GhnConfig
 from hypernets.ghn.model import Ghn
-from hypernets.ghn.training import GhnTraining, TrainingConfig, schedule
+from hypernets.ghn.training import GhnTraining, TrainingConfig
 from metainit.errors import DivergenceError
 from metainit.meta.engine import task_threads
 
@@ -134,11 +134,3 @@ def test_training_predicts_better_networks() -> None:
     after = learner.validate(8, 60)
     assert after["validation_accuracy"] > max(0.6, before + 0.15)
     assert after["validation_accuracy_least"] <= after["validation_accuracy"]
-
-
-def test_the_schedule_warms_up_and_ends_low() -> None:
-    config = TrainingConfig(steps=100, warm_up=10)
-    factors = [schedule(config, step) for step in range(101)]
-    assert factors[9] == factors[10] == 1.0
-    assert factors[100] == pytest.approx(0.01)
-    assert all(a <= b for a, b in zip(factors[:10], factors[1:10], strict=False))
