@@ -1,7 +1,7 @@
 """Make the picture of the page about generated weights: `python docs/make_generated_picture.py`.
 
-Trains the recipe `digits`, builds the zoo `zoo-digits` from it and trains `gen-digits`, in this process and
-from digits that ship with scikit-learn. What an interrupted call has left is taken up again.
+Trains the recipe `digits`, builds the zoo `zoo-digits` from it and trains `gen-digits` told the class alone,
+in this process and from digits that ship with scikit-learn. What an interrupted call has left is taken up again.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def chain(folder: Path) -> tuple[PreparedGenerator, Path]:
     recipe = load_recipe("zoo-digits", [f"prior={prior}"])
     assert isinstance(recipe, ZooRecipe)
     build_zoo(prepare_zoo(recipe, prior), prior, folder / "zoo", note=_note)
-    generator = load_recipe("gen-digits", [f"zoo={(folder / 'zoo').as_posix()}"])
+    place = f"zoo={(folder / 'zoo').as_posix()}"
+    generator = load_recipe("gen-digits", [place, "told={kinds: [class]}"])
     assert isinstance(generator, GeneratorRecipe)
     prepared = prepare_generator(generator)
     trained = train(generator, folder / "gen", sink=ListSink(), prepared=prepared, progress=_tell)

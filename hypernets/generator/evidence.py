@@ -63,7 +63,8 @@ def measure_given(
         tuning: validation tasks, on which optimizers and step sizes are chosen.
         test: the tasks that are reported.
         steps: numbers of steps.
-        headline: the number of steps of the headline; the last one unless given.
+        headline: the number of steps of the headline; as many as the base's routine has unless given, or the
+            last number where it has none.
         seeds: of what is drawn.
         domain: what the tasks are, for the record.
         spec: of the network, for the record.
@@ -77,7 +78,8 @@ def measure_given(
     if not wanted or not len(test) or not len(tuning):
         raise DataError("evidence needs steps, tasks to choose optimizers on, and others to report on")
     note = progress or (lambda text: None)
-    at = wanted[-1] if headline is None else headline
+    own = wanted[-1] if ground.routine is None else ground.routine.steps
+    at = own if headline is None else headline
     wanted = sorted({*wanted, at})
     series: list[Series] = []
     with bench(network, ground.domain) as on:

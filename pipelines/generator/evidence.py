@@ -114,7 +114,7 @@ def _measured(
     test: TaskBatch,
     steps: Sequence[int],
     seeds: Sequence[int],
-    headline: int,
+    headline: int | None,
     note: Note | None,
 ) -> Evidence:
     stored = files.load(checkpoint)

@@ -35,12 +35,12 @@ class Told(Record):
 class GeneratorEvidence(EvidenceConfig):
     """How a generator is measured: on how many held-out tasks, with optimizers chosen on `tuning` others.
 
-    `headline`: the number of steps that the gate looks at.
+    `headline`: the number of steps that the gate looks at; those of the base's routine unless given.
     """
 
     tasks: int = Field(default=64, ge=1, le=100_000)
     tuning: int = Field(default=16, ge=1, le=100_000)
-    headline: int = Field(default=5, ge=0)
+    headline: int | None = Field(default=None, ge=0)
 
 
 class GeneratorRecipe(Recipe):

@@ -99,7 +99,10 @@ def test_what_depends_on_the_seed_is_measured_for_each_and_what_does_not_is_the_
 def test_the_headlines_number_of_steps_is_measured_whether_it_was_asked_for_or_not() -> None:
     record = measured(steps=(0,), headline=2)
     assert record.steps == [0, 2] and record.headline is not None and record.headline.steps == 2
-    assert measured(headline=None).headline.steps == 1  # type: ignore[union-attr]
+    own = measured(steps=(0, 2), headline=None)
+    assert own.steps == [0, 1, 2] and own.headline is not None and own.headline.steps == 1
+    without = measured(routine=False, steps=(0, 2), headline=None)
+    assert without.headline is not None and without.headline.steps == 2
 
 
 @pytest.mark.parametrize(("steps", "count"), [((), 3), ((0, 1), 0)])
