@@ -1,7 +1,8 @@
 """Make the picture of the page about generated weights: `python docs/make_generated_picture.py`.
 
-Trains the recipe `digits`, builds the zoo `zoo-digits` from it and trains `gen-digits` told the class alone,
-in this process and from digits that ship with scikit-learn. What an interrupted call has left is taken up again.
+Trains the recipe `digits`, builds the zoo `zoo-digits` from it and trains `gen-digits` told the class
+alone, in this process and from digits that ship with scikit-learn. What an interrupted call has left is taken
+up again.
 """
 
 from __future__ import annotations

