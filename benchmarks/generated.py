@@ -188,7 +188,7 @@ def tasks(cells: Cells, seed: int) -> None:
 
     def compute(name: str) -> dict[str, Any]:
         choices, _ = starts[name]
-        fit = Fitting(prepared.ground, tuning, right, max(TASK_STEPS))
+        fit = Fitting(prepared.ground, tuning, right, max(TASK_STEPS), at_once=64)
         chosen: dict[int, tuple[float, int, float]] = {}
         for number, give in enumerate(choices):
             deltas, kept = give(tuning, seed), {}
@@ -208,7 +208,7 @@ def tasks(cells: Cells, seed: int) -> None:
             "chosen": {str(s): c[1:] for s, c in chosen.items()},
         }
         for steps, (_, number, rate) in chosen.items():
-            whole = Fitting(prepared.ground, test, right, steps)
+            whole = replace(fit, tasks=test, steps=steps)
             found[f"accuracy@{steps}"] = (
                 whole.adam(choices[number](test, seed), rate)[:, -1].round(4).tolist()
             )

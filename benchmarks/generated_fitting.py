@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -27,16 +27,30 @@ class Fitting:
     """Tasks that are fitted all at once.
 
     `quality`: what one task's parameters are worth, of ``(predict, query, shared)``, as a tensor without
-    dimension. `steps`: how many to take.
+    dimension. `steps`: how many to take. `at_once`: tasks that are fitted together; many convolutional networks
+    at once slow each other down.
     """
 
     ground: Ground
     tasks: TaskBatch
     quality: Callable[..., Tensor]
     steps: int
+    at_once: int = 256
 
     def adam(self, deltas: Tensor, step_size: float) -> Values:
         """Return the quality of each task after 0, 1, ... steps of Adam, ``(tasks, steps + 1)``."""
+        return self._in_parts(deltas, lambda part, own: part._adam(own, step_size))
+
+    def routine(self, deltas: Tensor) -> Values:
+        """Return the quality of each task after 0, 1, ... steps of the base's own routine."""
+        return self._in_parts(deltas, lambda part, own: part._routine(own))
+
+    def _in_parts(self, deltas: Tensor, fit: Callable[[Fitting, Tensor], Values]) -> Values:
+        size = self.at_once
+        parts = [slice(i, i + size) for i in range(0, len(deltas), size)]
+        return np.concatenate([fit(replace(self, tasks=self.tasks[p]), deltas[p]) for p in parts])
+
+    def _adam(self, deltas: Tensor, step_size: float) -> Values:
         values = deltas.clone()
         first, second = torch.zeros_like(values), torch.zeros_like(values)
         beta1, beta2 = ADAM_BETAS
@@ -50,8 +64,7 @@ class Fitting:
             found.append(self._judged(values))
         return np.stack(found, 1)
 
-    def routine(self, deltas: Tensor) -> Values:
-        """Return the quality of each task after 0, 1, ... steps of the base's own routine."""
+    def _routine(self, deltas: Tensor) -> Values:
         ground = self.ground
         assert ground.routine is not None
         values, found = deltas.clone(), [self._judged(deltas)]

@@ -39,6 +39,10 @@ class Images(Protocol):
         """Return images (count, channels, side, side) and their classes (count)."""
         ...
 
+    def size(self, split: Split) -> int | None:
+        """Return how many images a part has; None where they are drawn without end."""
+        ...
+
 
 class TrainingConfig(Record):
     """How a hypernetwork is trained: AdamW with a warm-up and a cosine, and an average of its weights.
@@ -204,14 +208,14 @@ class GhnTraining:
     def validate(self, architectures: int, images: int = 500) -> dict[str, float]:
         """Return the accuracy of architectures that are not trained on, with the averaged weights.
 
-        Normalizations use the statistics of the validation images.
+        Normalizations use the statistics of the validation images, of which there are at most `images`.
         """
         if architectures == 0:
             return {}
         members = [self.member(i, "validation") for i in range(architectures)]
-        inputs, labels = (
-            t.to(self.ghn.device) for t in self.images.batch(self.seed, 0, images, "validation")
-        )
+        count = min(images, self.images.size("validation") or images)
+        examples = self.images.batch(self.seed, 0, count, "validation")
+        inputs, labels = (t.to(self.ghn.device) for t in examples)
         found = []
         with torch.no_grad():
             predicted = functional_call(

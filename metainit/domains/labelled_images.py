@@ -87,6 +87,10 @@ class LabelledImages:
         """Return the SHA-256 of images, labels and parts."""
         return self.digest
 
+    def size(self, split: Split) -> int:
+        """Return how many images a part has."""
+        return len(self.parts[split].labels)
+
     def batch(self, seed: int, index: int, count: int, split: Split = "train") -> Examples:
         """Return `count` different examples of a part: a pure function of the arguments.
 

@@ -28,6 +28,20 @@ class Blobs:
         bright = torch.arange(6)[None] // 2 == labels[:, None]
         return images + 3.0 * bright[:, None, :, None], labels
 
+    def size(self, split: str) -> int | None:
+        return None
+
+
+class FewBlobs(Blobs):
+    """Of which there are twenty to validate with."""
+
+    def batch(self, seed: int, index: int, count: int, split: str = "train") -> tuple[Tensor, Tensor]:
+        assert split != "validation" or count <= 20
+        return super().batch(seed, index, count, split)
+
+    def size(self, split: str) -> int | None:
+        return 20 if split == "validation" else None
+
 
 def training(seed: int = 0, **changes: object) -> GhnTraining:
     torch.manual_seed(seed)
@@ -75,6 +89,14 @@ def test_the_pool_holds_no_weights() -> None:
     learner.validate(2, 8)
     parameters = [p for i in range(3) for p in learner.member(i).network.parameters()]
     assert parameters and all(p.is_meta for p in parameters)
+
+
+def test_validation_takes_no_more_images_than_there_are() -> None:
+    learner = training()
+    learner.images = FewBlobs()
+    assert learner.validate(2, 500)["validation_accuracy"] * 40 == pytest.approx(
+        round(learner.validate(2, 20)["validation_accuracy"] * 40)
+    )
 
 
 def test_no_step_has_a_network_twice() -> None:
