@@ -27,8 +27,8 @@ class Fitting:
     """Tasks that are fitted all at once.
 
     `quality`: what one task's parameters are worth, of ``(predict, query, shared)``, as a tensor without
-    dimension. `steps`: how many to take. `at_once`: tasks that are fitted together; many convolutional networks
-    at once slow each other down.
+    dimension. `steps`: how many to take. `at_once`: tasks that are fitted together; many convolutional
+    networks at once slow each other down.
     """
 
     ground: Ground
