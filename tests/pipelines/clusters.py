@@ -174,6 +174,7 @@ def cluster(
     whole = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))} | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_worker_niceness": "0",  # at Ray's 15 a busy machine leaves workers next to nothing
         "METAINIT_HOME": str(folder / "home"),
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         **environment,
