@@ -94,7 +94,7 @@ def test_the_schema_refuses(kind: str, path: str, value: Any, says: str) -> None
     assert says in errors(document)
 
 
-@pytest.mark.parametrize("cluster", clusters(), ids=["job", "service"])
+@pytest.mark.parametrize("cluster", [*clusters()], ids=["job", "service"])
 def test_every_mount_has_its_volume_and_every_writable_folder_is_one(cluster: Value) -> None:
     claims = {d["metadata"]["name"] for d in documents() if d["kind"] == "PersistentVolumeClaim"}
     maps = {d["metadata"]["name"] for d in documents() if d["kind"] == "ConfigMap"}
