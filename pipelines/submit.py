@@ -58,10 +58,10 @@ def submit_job(
     """
     _refuse_relative_paths(recipe)
     name = f"{recipe.name}-{secrets.token_hex(4)}"
-    with _clear_errors(address), quiet_logger("ray"):
-        from ray.job_submission import JobSubmissionClient
+    import ray.job_submission  # before its logger is made quiet: the import sets the level
 
-        client = JobSubmissionClient(address, headers=auth_headers(token_file))
+    with _clear_errors(address), quiet_logger("ray"):
+        client = ray.job_submission.JobSubmissionClient(address, headers=auth_headers(token_file))
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "job"
             write_job_folder(folder, recipe)
