@@ -95,15 +95,16 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def quiet_logger(name: str) -> Iterator[None]:
-    """Let a logger pass errors only, for as long as this is open."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet_logger(*names: str) -> Iterator[None]:
+    """Let loggers pass errors only, for as long as this is open."""
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def cpus_for_each(nodes: list[float], workers: int) -> float:

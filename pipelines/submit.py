@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 PACKAGES = ("metainit", "hypernets", "pipelines", "serving")
 RECIPE_FILE = "recipe.yaml"
 DEFAULT_TOKEN_FILE = Path("~/.ray/auth_token")
+TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers of Ray's client that set their own levels, and tell every upload and every closed connection."""
 RECONNECT_SECONDS = 120.0
 """How long a job is looked for again once the connection to its cluster is lost."""
 RETRY_SECONDS = 1.0
@@ -58,9 +64,9 @@ def submit_job(
     """
     _refuse_relative_paths(recipe)
     name = f"{recipe.name}-{secrets.token_hex(4)}"
-    import ray.job_submission  # before its logger is made quiet: the import sets the level
+    import ray.job_submission  # before its loggers are made quiet: the import sets their levels
 
-    with _clear_errors(address), quiet_logger("ray"):
+    with _clear_errors(address), quiet_logger(*TALKATIVE):
         client = ray.job_submission.JobSubmissionClient(address, headers=auth_headers(token_file))
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "job"
@@ -105,7 +111,7 @@ class Job:
         while True:
             before = self._seen
             try:
-                with _clear_errors(self.address), quiet_logger("ray"):
+                with _clear_errors(self.address), quiet_logger(*TALKATIVE):
                     asyncio.run(self._pass_on(echo))
                     status = self.client.get_job_status(self.id)
                 if status.is_terminal():

@@ -206,7 +206,7 @@ class Dashboard:
     async def job(self, _: web.Request) -> web.Response:
         left = len(self.cuts) - self.asked
         status = self.status if left <= 0 else "RUNNING"
-        return web.json_response({"type": "SUBMISSION", "submission_id": "job", "status": status})
+        return web.json_response(JOB | {"status": status})
 
 
 @contextmanager
@@ -234,6 +234,7 @@ def following(address: str) -> Job:
     return Job(JobSubmissionClient(address), address, "job")
 
 
+JOB = {"type": "SUBMISSION", "submission_id": "job", "entrypoint": "true"}
 # Ray's client gives aiohttp what aiohttp no longer wants.
 rays_own_warning = pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
 LOG = "".join(f"line {number}\n" for number in range(20))
