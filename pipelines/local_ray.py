@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from metainit.errors import MetainitError
 
@@ -53,7 +52,7 @@ def ray_cluster() -> Iterator[None]:
         if ray.is_initialized():
             yield
             return
-        with _quiet("ray"):
+        with quiet_logger("ray"):
             try:
                 if address:
                     _probe(address)
@@ -96,15 +95,16 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Let a logger pass errors only, for as long as this is open."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet_logger(*names: str) -> Iterator[None]:
+    """Let loggers pass errors only, for as long as this is open."""
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def cpus_for_each(nodes: list[float], workers: int) -> float:
@@ -120,15 +120,27 @@ def cpus_for_each(nodes: list[float], workers: int) -> float:
     return max(0.01, sum(nodes) / workers)
 
 
-def free_cpus() -> list[float]:
-    """Return the CPUs that are free on each node; on several nodes, all they have."""
-    import ray
+def worker_cpus(nodes: list[float], workers: int) -> float:
+    """Return the CPUs that each worker asks of a Ray whose nodes have so many free.
 
-    known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    nodes = [float(node["Resources"].get("CPU", 0)) for node in known if node["Alive"]]
+    On one node that is its share. On several, one CPU at least, and at most what the others could still give
+    if the largest of them were lost: what was asked for at the start is asked for again after a failure.
+
+    Example:
+        >>> worker_cpus([8.0], 3), worker_cpus([8.0, 8.0, 8.0], 2), worker_cpus([0.0, 1.0, 1.0], 2)
+        (2, 8, 1)
+    """
     if len(nodes) == 1:
-        return [float(ray.available_resources().get("CPU", 0))]  # type: ignore[no-untyped-call]
-    return nodes
+        return cpus_for_each(nodes, workers)
+    return max(1, cpus_for_each(sorted(nodes)[:-1], workers))
+
+
+def free_cpus() -> list[float]:
+    """Return the CPUs that are free on each node."""
+    from ray._private.state import available_resources_per_node
+
+    nodes: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
+    return [float(node.get("CPU", 0)) for node in nodes.values()]
 
 
 def _probe(address: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -15,17 +17,24 @@ from typing import TYPE_CHECKING, Any
 from metainit import errors
 from metainit.errors import MetainitError
 from pipelines.journal import Journal, Reader
-from pipelines.local_ray import cpus_for_each, free_cpus, ray_cluster
+from pipelines.local_ray import free_cpus, ray_cluster, worker_cpus
+from pipelines.version import TAG
 
 if TYPE_CHECKING:
-    from pipelines.families import Prepared
+    from pipelines.families import Note, Prepared
     from pipelines.folder import RunFolder
     from pipelines.recipe import Recipe
     from pipelines.tracking import MlflowSink, Sink
     from pipelines.train import Progress
 
 JOURNAL = "journal.jsonl"
+DRIVER = "driver"
+"""Holds what the driver alone knows, so that a worker can tell whether it sees the same folder."""
+SHARED_SECONDS = 10.0
+"""How long a file may take to show on another machine."""
 RUN = "run.json"
+JOB_VARIABLE, JOB_TAG = "METAINIT_JOB", TAG + "job"
+"""What a submitted job is called: in its environment, and on its MLflow run."""
 MAX_FAILURES = 3
 """How often a run goes on after a worker has died."""
 FOLLOW_SECONDS = 0.25
@@ -52,6 +61,7 @@ def run_on_ray(
     *,
     progress: Progress | None = None,
     open_sink: Callable[[], Sink] | None = None,
+    note: Note | None = None,
 ) -> Outcome:
     """Train a recipe on Ray and log it to MLflow; goes on where a run in `folder` was interrupted.
 
@@ -63,6 +73,7 @@ def run_on_ray(
         folder: where the checkpoint, the states and the journal go.
         progress: told about each step.
         open_sink: makes the sink for metrics while Ray starts; an MLflow run unless it is given.
+        note: told what is asked of Ray.
 
     Raises:
         RecipeError: parts of the recipe do not fit each other, or the folder holds another recipe's run.
@@ -89,7 +100,7 @@ def run_on_ray(
         try:
             with ray_cluster():
                 sink = opening.result()
-                metrics = _fit(recipe, run, sink, progress)
+                metrics = _fit(recipe, run, sink, progress, note or (lambda text: None))
         except BaseException:
             # Also where Ray itself does not start. What ended the run is what its user has to hear.
             with suppress(MetainitError):
@@ -109,7 +120,9 @@ def open_run(recipe: Recipe, folder: Path) -> MlflowSink:
     from pipelines.tracking import MlflowSink, store_uri
 
     known = recorded_run(folder)
-    sink = MlflowSink(recipe.name, recipe.dump() if known is None else None, run_id=known)
+    job = os.environ.get(JOB_VARIABLE)
+    tags = {JOB_TAG: job} if job else None
+    sink = MlflowSink(recipe.name, recipe.dump() if known is None else None, tags, run_id=known)
     content = json.dumps({"run_id": sink.run_id, "store": store_uri()})
     write_atomically(folder / RUN, content.encode())
     return sink
@@ -126,18 +139,26 @@ def recorded_run(folder: Path) -> str | None:
         return None
 
 
-def _fit(recipe: Recipe, run: RunFolder, sink: Sink, progress: Progress | None) -> dict[str, float]:
+def _fit(
+    recipe: Recipe, run: RunFolder, sink: Sink, progress: Progress | None, note: Note
+) -> dict[str, float]:
     """Run Ray Train to the end, and pass on what the journal says meanwhile."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    cpus = cpus_for_each(free_cpus(), recipe.workers)
+    from metainit.checkpoint import write_atomically
+
+    cpus = recipe.cpus or worker_cpus(free_cpus(), recipe.workers)
+    note(f"asking Ray for {recipe.workers} x {cpus:g} CPU{' and a GPU' if recipe.gpu else ''}")
     journal = run.scratch / JOURNAL
+    mark = secrets.token_hex(16)
+    write_atomically(run.scratch / DRIVER, mark.encode())
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]
         train_loop_config={
             "recipe": recipe.dump(),
             "folder": str(run.path),
+            "mark": mark,
             "working_folder": os.getcwd(),
             "journal": str(journal),
             "threads": max(1, int(cpus)),
@@ -168,6 +189,7 @@ def train_worker(config: dict[Any, Any]) -> dict[str, Any]:
     import torch
     from ray.train import get_context
 
+    from pipelines.folder import SCRATCH
     from pipelines.preparation import prepare
     from pipelines.recipe import read_recipe
     from pipelines.tracking import ListSink
@@ -179,12 +201,18 @@ def train_worker(config: dict[Any, Any]) -> dict[str, Any]:
     torch.set_num_threads(int(config["threads"]))
     world: World = Distributed() if get_context().get_world_size() > 1 else Alone()
     recipe = read_recipe(config["recipe"])
+    folder = Path(config["folder"])
+    alone = not _shared(folder / SCRATCH / DRIVER, config["mark"])
+    # Together: the others would wait for one that gave up.
+    if world.add_up(torch.tensor([float(alone)], device="cuda" if recipe.gpu else "cpu")).item():
+        text = f"{folder} is not one folder for all: give one that the driver and the workers share"
+        return {"error": MetainitError.__name__, "text": text}
     first = world.rank == 0
     journal = Journal(Path(config["journal"])) if first else None
     try:
         result = train(
             recipe,
-            config["folder"],
+            folder,
             sink=journal or ListSink(),
             world=world,
             progress=journal.progress if journal else None,
@@ -196,6 +224,16 @@ def train_worker(config: dict[Any, Any]) -> dict[str, Any]:
         if journal is not None:
             journal.close()
     return {"metrics": result.metrics}
+
+
+def _shared(file: Path, mark: str) -> bool:
+    """Return whether a file shows up here with what the driver has written."""
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not (file.is_file() and file.read_text() == mark):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 class _Follower:

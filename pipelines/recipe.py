@@ -49,12 +49,13 @@ class Recipe(Record):
     """What every run needs; frozen, and refused as a whole where anything in it is wrong.
 
     `family` chooses the model that has the other keys. The result is validated every `validate_every` steps.
+    `cpus` is what each worker gets, in CPUs and in threads; a share of what is free unless it is given.
     """
 
     SPECS: ClassVar[tuple[str, ...]] = ()
     """Keys that hold a name and, beside it, the arguments."""
     NOT_TRAINING: ClassVar[frozenset[str]] = frozenset(
-        {"evidence", "checkpoint_every", "validate_every", "data"}
+        {"evidence", "checkpoint_every", "validate_every", "data", "cpus"}
     )
     """Settings that may change when a run is resumed: they do not change the weights."""
     FOLLOWING: ClassVar[frozenset[str]] = frozenset()
@@ -66,6 +67,7 @@ class Recipe(Record):
     data: DataNote = DataNote()
     seed: int = Field(default=0, ge=0, lt=2**63)
     workers: int = Field(default=1, ge=1, le=4096)
+    cpus: int | None = Field(default=None, ge=1, le=4096)
     gpu: bool = False
     checkpoint_every: int = Field(default=100, ge=1)
     validate_every: int = Field(default=100, ge=1)

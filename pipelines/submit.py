@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import secrets
 import shlex
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -23,6 +25,8 @@ import yaml
 import metainit
 from metainit.errors import MetainitError, RecipeError
 from pipelines.families import family_of
+from pipelines.local_ray import quiet_logger
+from pipelines.ray_train import JOB_VARIABLE
 from pipelines.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -31,6 +35,15 @@ if TYPE_CHECKING:
 PACKAGES = ("metainit", "hypernets", "pipelines", "serving")
 RECIPE_FILE = "recipe.yaml"
 DEFAULT_TOKEN_FILE = Path("~/.ray/auth_token")
+TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers of Ray's client that set their own levels, and tell every upload and every closed connection."""
+RECONNECT_SECONDS = 120.0
+"""How long a job is looked for again once the connection to its cluster is lost."""
+RETRY_SECONDS = 1.0
 Echo = Callable[[str], None]
 
 
@@ -50,16 +63,21 @@ def submit_job(
         MetainitError: nothing answers at the address, or the cluster refuses the token or the job.
     """
     _refuse_relative_paths(recipe)
-    with _clear_errors(address):
-        from ray.job_submission import JobSubmissionClient
+    name = f"{recipe.name}-{secrets.token_hex(4)}"
+    import ray.job_submission  # before its loggers are made quiet: the import sets their levels
 
-        client = JobSubmissionClient(address, headers=auth_headers(token_file))
+    with _clear_errors(address), quiet_logger(*TALKATIVE):
+        client = ray.job_submission.JobSubmissionClient(address, headers=auth_headers(token_file))
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "job"
             write_job_folder(folder, recipe)
             job_id = client.submit_job(
                 entrypoint=entrypoint(out, family_of(recipe.family).command),
-                runtime_env={"working_dir": str(folder), "env_vars": job_environment(os.environ)},
+                submission_id=name,
+                runtime_env={
+                    "working_dir": str(folder),
+                    "env_vars": {**job_environment(os.environ), JOB_VARIABLE: name},
+                },
                 metadata={"recipe": recipe.name},
             )
     return Job(client, address, job_id)
@@ -71,16 +89,49 @@ class Job:
     def __init__(self, client: JobSubmissionClient, address: str, job_id: str) -> None:
         """Hold on to a job that was submitted."""
         self.client, self.address, self.id = client, address, job_id
+        self._seen = 0
 
-    def follow(self, echo: Echo) -> bool:
+    @property
+    def goes_on(self) -> str:
+        """How to see and to end a job that nobody follows any longer."""
+        there = f"{self.id} --address {self.address}"
+        return (
+            f"the job goes on; see it with: ray job logs {there} --follow; end it with: ray job stop {there}"
+        )
+
+    def follow(self, echo: Echo, patience: float = RECONNECT_SECONDS) -> bool:
         """Pass the job's log on until it ends, and return whether it succeeded.
 
+        A connection that breaks is made anew, and the log goes on where it stopped.
+
         Raises:
-            MetainitError: the connection to the cluster was lost; the job goes on.
+            MetainitError: the cluster was out of reach for `patience` seconds; the job goes on.
         """
-        with _clear_errors(self.address):
-            asyncio.run(_pass_on(self.client.tail_job_logs(self.id), echo))
-            return str(self.client.get_job_status(self.id).value) == "SUCCEEDED"
+        since = time.monotonic()
+        while True:
+            before = self._seen
+            try:
+                with _clear_errors(self.address), quiet_logger(*TALKATIVE):
+                    asyncio.run(self._pass_on(echo))
+                    status = self.client.get_job_status(self.id)
+                if status.is_terminal():
+                    return str(status.value) == "SUCCEEDED"
+                since = time.monotonic()
+            except MetainitError as error:
+                if self._seen > before:
+                    since = time.monotonic()
+                elif time.monotonic() > since + patience:
+                    raise MetainitError(f"{error}; {self.goes_on}") from error
+            time.sleep(RETRY_SECONDS)
+
+    async def _pass_on(self, echo: Echo) -> None:
+        """Pass on what is new in the log, which comes from its beginning again each time."""
+        known, came = self._seen, 0
+        async for text in self.client.tail_job_logs(self.id):
+            came += len(text)
+            if came > known:
+                echo(text[-(came - known) :] if came - len(text) < known else text)
+                self._seen = came
 
 
 def entrypoint(out: str | None, command: str = "train") -> str:
@@ -149,11 +200,6 @@ def auth_headers(token_file: Path | None) -> dict[str, str]:
             if named:
                 raise MetainitError(f"cannot read the token file {path}: {error.strerror}") from error
     return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-async def _pass_on(lines: AsyncIterator[str], echo: Echo) -> None:
-    async for text in lines:
-        echo(text)
 
 
 def _refuse_relative_paths(recipe: Recipe) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ Settings = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="answer in JSON")]
 DONE = "done.json"
+INTERRUPTED = 130
+"""The exit status of what Ctrl-C has ended, as shells have it."""
 LINE_SECONDS = 10.0
 """How often a line is printed where there is no terminal to draw a bar on."""
 
@@ -49,7 +52,7 @@ def train(
     folder = (out or default_folder(chosen)).absolute()
     with display() as shown:
         shown.note(f"{chosen.name} -> {folder}; reading the data and starting Ray")
-        outcome = run_on_ray(chosen, folder, progress=shown.progress)
+        outcome = run_on_ray(chosen, folder, progress=shown.progress, note=shown.note)
         assert isinstance(outcome.sink, MlflowSink)
         earlier = None if outcome.trained else _done(folder, outcome.sink.connection.uri)
         with outcome.sink as sink:
@@ -83,23 +86,62 @@ def submit(
     settings: Settings = None,
     out: Annotated[str | None, typer.Option(help="folder of the run, on the cluster")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="follow the job's log to its end")] = True,
+    pull: Annotated[
+        Path | None, typer.Option(help="folder here for what the job has registered, once it has succeeded")
+    ] = None,
     token_file: Annotated[Path | None, typer.Option(help="file with the cluster's token")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send a recipe to a Ray cluster as a job, with metainit itself; paths must exist on the cluster."""
+    """Send a recipe to a Ray cluster as a job, with metainit itself; paths must exist on the cluster.
+
+    Ctrl-C ends the following and not the job.
+    """
     from pipelines.submit import submit_job
 
-    job = submit_job(load_or_refuse(recipe, settings), address, out=out, token_file=token_file)
+    chosen = load_or_refuse(recipe, settings)
+    if pull is not None:
+        _refuse_to_pull(chosen, wait)
+    job = submit_job(chosen, address, out=out, token_file=token_file)
+    answer: dict[str, Any] = {"job": job.id, "address": address}
     if not wait:
-        typer.echo(json.dumps({"job": job.id, "address": address}) if as_json else job.id)
+        typer.echo(json.dumps(answer) if as_json else job.id)
         return
     typer.echo(f"job {job.id} at {address}", err=True)
-    succeeded = job.follow(lambda text: typer.echo(text, nl=False, err=as_json))
+    try:
+        succeeded = job.follow(lambda text: typer.echo(text, nl=False, err=as_json))
+    except KeyboardInterrupt as interrupt:
+        typer.echo(f"\n{job.goes_on}", err=True)
+        raise typer.Exit(INTERRUPTED) from interrupt
+    answer["succeeded"] = succeeded
+    if succeeded and pull is not None:
+        from pipelines.job_result import pull_result
+
+        version = pull_result(job.id, chosen.name, pull)
+        answer |= {"reference": version.reference, "sha256": version.sha256, "path": str(pull)}
+        typer.echo(f"{version.reference} -> {pull}", err=as_json)
     if as_json:
-        typer.echo(json.dumps({"job": job.id, "address": address, "succeeded": succeeded}))
+        typer.echo(json.dumps(answer))
     if not succeeded:
         typer.secho(f"error: the job {job.id} failed; its log says why", err=True, fg=typer.colors.RED)
         raise typer.Exit(1)
+
+
+def _refuse_to_pull(recipe: Recipe, wait: bool) -> None:
+    """Refuse what --pull cannot do before a job has run for it."""
+    from pipelines.families import family_of
+    from pipelines.submit import job_environment
+
+    if not wait:
+        raise typer.BadParameter(
+            "a job has to end before it is pulled: leave out --no-wait", param_hint="--pull"
+        )
+    if (command := family_of(recipe.family).command) != "train":
+        raise typer.BadParameter(f"a job of `metainit {command}` registers no version", param_hint="--pull")
+    if not job_environment(os.environ):
+        raise typer.BadParameter(
+            "set MLFLOW_TRACKING_URI to the address of a server that the cluster reaches too",
+            param_hint="--pull",
+        )
 
 
 def load_or_refuse(name: str, settings: list[str] | None) -> Recipe:

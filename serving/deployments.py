@@ -177,8 +177,7 @@ def _deploy(
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
-    from serving import ray_predictor
-    from serving.prediction import Limits
+    from serving.application import Arguments, bound
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if _controller_lives():
@@ -194,24 +193,9 @@ def _deploy(
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     clock.lap("serve")
-    home = os.environ.get("METAINIT_HOME")
-    folder = str((cache or _default_cache()).absolute())
-
-    def make() -> FastAPI:
-        return build(registry_uri, home, folder, poll)
-
-    deployment: Any = serve.deployment(
-        serve.ingress(make)(),
-        name="endpoint",
-        num_replicas=1,
-        max_ongoing_requests=256,
-        graceful_shutdown_timeout_s=5,
-        health_check_period_s=5,
-        ray_actor_options={"num_cpus": REPLICA_CPUS, **passed},
-    )
-    predictor = ray_predictor.deployment(predictors, Limits().waiting, home, passed)
+    arguments = Arguments(registry=registry_uri, cache=cache, poll=poll, predictors=predictors)
     serve.run_many(
-        [serve.RunTarget(deployment.bind(predictor), name=APPLICATION, route_prefix="/")],
+        [serve.RunTarget(bound(arguments, passed), name=APPLICATION, route_prefix="/")],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
@@ -275,7 +259,8 @@ def _failure() -> str:
     return " ".join([application.message, *messages])[:4000]
 
 
-def _default_cache() -> Path:
+def default_cache() -> Path:
+    """Return the folder of verified copies in that of METAINIT_HOME."""
     from metainit.places import data_folder
 
     return data_folder() / "store"

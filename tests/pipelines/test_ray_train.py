@@ -12,41 +12,20 @@ import pytest
 
 from metainit import errors
 from metainit.errors import DivergenceError, MetainitError, RecipeError
+from pipelines import ray_train
 from pipelines.folder import SCRATCH, RunFolder
 from pipelines.journal import Journal, Reader
-from pipelines.local_ray import environment, ray_cluster
+from pipelines.local_ray import cpus_for_each, environment, ray_cluster, worker_cpus
 from pipelines.preparation import prepare
-from pipelines.ray_train import JOURNAL, _answer, recorded_run, run_on_ray
+from pipelines.ray_train import DRIVER, JOURNAL, _answer, _shared, recorded_run, run_on_ray
 from pipelines.recipe import load_recipe
 from pipelines.tracking import ListSink, MlflowSink
 from pipelines.train import train
+from tests.pipelines.clusters import descendants
 
 CT = "ct-phantoms-debug"
 # Ray Data, which Ray Train imports, warns about its own settings.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray.*")
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Return the processes below `pid` and their command lines."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(fields[1])
-    found: dict[int, str] = {}
-    for child in parents:
-        above = child
-        while above in parents and above != pid:
-            above = parents[above]
-        if above == pid and child != pid:
-            try:
-                found[child] = (Path("/proc") / str(child) / "cmdline").read_text()
-            except OSError:
-                continue
-    return found
 
 
 def test_a_machine_that_is_too_busy_for_ray_gets_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +97,33 @@ def test_settings_of_the_user_win(monkeypatch: pytest.MonkeyPatch) -> None:
     with environment({"RAY_CHDIR_TO_TRIAL_DIR": "0", "METAINIT_TEST": "1"}):
         assert os.environ["RAY_CHDIR_TO_TRIAL_DIR"] == "1" and os.environ["METAINIT_TEST"] == "1"
     assert os.environ["RAY_CHDIR_TO_TRIAL_DIR"] == "1" and "METAINIT_TEST" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "nodes", [[8.0, 8.0], [0.0, 4.0, 4.0, 4.0], [16.0, 2.0, 2.0], [64.0] * 5, [1.0, 1.0, 1.0]]
+)
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_workers_still_fit_when_a_node_is_lost(nodes: list[float], workers: int) -> None:
+    cpus = worker_cpus(nodes, workers)
+    for lost in range(len(nodes)):
+        rest = nodes[:lost] + nodes[lost + 1 :]
+        room = sum(int(node // cpus) for node in rest)
+        assert room >= workers or cpus == 1
+    assert cpus <= max(1, cpus_for_each(nodes, workers))
+
+
+def test_one_node_is_shared_whole() -> None:
+    assert worker_cpus([8.0], 1) == 8 and worker_cpus([2.0], 4) == 0.5
+
+
+def test_a_folder_that_is_not_the_drivers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_train, "SHARED_SECONDS", 0.3)
+    file = tmp_path / DRIVER
+    assert not _shared(file, "mine")
+    file.write_text("another driver's")
+    assert not _shared(file, "mine")
+    threading.Timer(0.1, file.write_text, ["mine"]).start()
+    assert _shared(file, "mine")
 
 
 @pytest.mark.ray

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import secrets
-import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import typer
+from aiohttp import web
+from click.testing import Result
+from typer.testing import CliRunner
 
-from metainit.errors import MetainitError, RecipeError
+from metainit.errors import MetainitError, RecipeError, RegistryError
+from pipelines.job_result import pull_result, version_of
+from pipelines.ray_train import JOB_VARIABLE, open_run
 from pipelines.recipe import load_recipe
-from pipelines.submit import auth_headers, entrypoint, submit_job, write_job_folder
+from pipelines.registry import Registry
+from pipelines.submit import Job, auth_headers, entrypoint, submit_job, write_job_folder
+from pipelines.train_commands import submit
+from tests.pipelines.clusters import BIN, cluster
+from tests.pipelines.conftest import MakeFolder
 
 CT = "ct-phantoms-debug"
-BIN = Path(sys.executable).parent
 
 
 def test_a_job_brings_metainit_and_its_entry_points(tmp_path: Path) -> None:
@@ -98,52 +105,172 @@ def test_a_refused_token_is_explained(refusing: str) -> None:
         submit_job(load_recipe(CT), refusing)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+# --- what is refused, and what is found again
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A Ray head of our own with token authentication; gives its address and its token file."""
-    token = tmp_path / "token"
-    token.write_text(secrets.token_hex(16))
-    port, dashboard = free_port(), free_port()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "METAINIT_HOME": str(tmp_path / "home"),
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-    }
-    command = [str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"]
-    command += [f"--port={port}", f"--dashboard-port={dashboard}", "--node-ip-address=127.0.0.1"]
-    log = (tmp_path / "head.log").open("w")
-    head = subprocess.Popen(
-        command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=tmp_path
-    )
-    address = f"http://127.0.0.1:{dashboard}"
+def submitting(*words: str) -> Result:
+    app = typer.Typer()
+    app.command()(submit)
+    return CliRunner().invoke(app, [*words, "--address", "http://127.0.0.1:1"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["ct-phantom"], "no recipe is called 'ct-phantom'"),
+        ([CT, "--set", "outer.stepz=1"], "outer.stepz is no key"),
+        ([CT, "--pull", "there", "--no-wait"], "leave out --no-wait"),
+        (["zoo-digits-debug", "--pull", "there"], "registers no version"),
+        ([CT, "--pull", "there"], "set MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_wrong_usage_is_refused_before_anything_is_sent(
+    words: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    result = submitting(*words)
+    assert result.exit_code == 2
+    assert says in " ".join(result.output.replace("\u2502", " ").split())
+
+
+def test_ctrl_c_leaves_the_job_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Job, echo: object) -> bool:
+        raise KeyboardInterrupt
+
+    with served(Dashboard(LOG, [None])) as address:
+        job = following(address)
+        monkeypatch.setattr(Job, "follow", interrupted)
+        monkeypatch.setattr("pipelines.submit.submit_job", lambda *_, **__: job)
+        result = submitting(CT)
+    assert result.exit_code == 130
+    assert "the job goes on" in result.output and "ray job stop job" in result.output
+
+
+def test_the_version_of_a_job_is_found_by_its_runs_tag(
+    home: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = load_recipe(CT)
+    registry = Registry()
+    made = {}
+    for number, job in enumerate(("first", "second")):
+        monkeypatch.setenv(JOB_VARIABLE, job)
+        (folder := tmp_path / job).mkdir()
+        with open_run(recipe, folder) as sink:
+            made[job] = registry.register(make_folder(number), CT, sink.run_id)
+    for job, version in made.items():
+        assert version_of(job, CT, registry).reference == version.reference
+    pulled = pull_result("first", CT, tmp_path / "pulled")
+    assert pulled.sha256 == made["first"].sha256 and (tmp_path / "pulled" / "recipe.yaml").is_file()
+    with pytest.raises(
+        RegistryError, match=r"no version of 'ct-phantoms-debug' from the job third.*MLFLOW_TRACK"
+    ):
+        version_of("third", CT, registry)
+
+
+# --- following
+
+
+class Dashboard:
+    """A cluster's dashboard whose connections can break: it gives a job's log as far as each `cuts` says."""
+
+    def __init__(self, log: str, cuts: list[int | None], status: str = "SUCCEEDED") -> None:
+        self.log, self.cuts, self.status = log, cuts, status
+        self.asked = 0
+
+    def routes(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/api/version", self.version)
+        app.router.add_get("/api/jobs/{job}/logs/tail", self.tail)
+        app.router.add_get("/api/jobs/{job}", self.job)
+        return app
+
+    async def version(self, _: web.Request) -> web.Response:
+        import ray
+
+        names = {"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": ""}
+        return web.json_response(names)
+
+    async def tail(self, request: web.Request) -> web.WebSocketResponse:
+        cut = self.cuts[min(self.asked, len(self.cuts) - 1)]
+        self.asked += 1
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        text = self.log[:cut]
+        for start in range(0, len(text), 7):
+            await socket.send_str(text[start : start + 7])
+        if cut is not None:
+            assert request.transport is not None
+            request.transport.close()  # no closing words: the line is dead
+        return socket
+
+    async def job(self, _: web.Request) -> web.Response:
+        left = len(self.cuts) - self.asked
+        status = self.status if left <= 0 else "RUNNING"
+        return web.json_response(JOB | {"status": status})
+
+
+@contextmanager
+def served(dashboard: Dashboard) -> Iterator[str]:
+    """Serve a dashboard from a thread of its own."""
+    loop = asyncio.new_event_loop()
+    runner = web.AppRunner(dashboard.routes(), shutdown_timeout=0)
+    loop.run_until_complete(runner.setup())
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    loop.run_until_complete(site.start())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
     try:
-        deadline = time.monotonic() + 120
-        while not answers(dashboard):
-            assert head.poll() is None and time.monotonic() < deadline, (tmp_path / "head.log").read_text()
-            time.sleep(0.5)
-        yield address, token
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        head.wait(timeout=60)
-        log.close()
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def following(address: str) -> Job:
+    from ray.job_submission import JobSubmissionClient
+
+    return Job(JobSubmissionClient(address), address, "job")
+
+
+JOB = {"type": "SUBMISSION", "submission_id": "job", "entrypoint": "true"}
+# Ray's client gives aiohttp what aiohttp no longer wants.
+rays_own_warning = pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
+LOG = "".join(f"line {number}\n" for number in range(20))
+
+
+@rays_own_warning
+@pytest.mark.parametrize("status", ["SUCCEEDED", "FAILED", "STOPPED"])
+@pytest.mark.parametrize("cuts", [[None], [25, None], [25, 25, 60, None], [0, None], [None, None]])
+def test_a_log_comes_once_however_often_the_line_breaks(
+    cuts: list[int | None], status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.submit.RETRY_SECONDS", 0.01)
+    said: list[str] = []
+    with served(Dashboard(LOG, cuts, status)) as address:
+        assert following(address).follow(said.append) is (status == "SUCCEEDED")
+    assert "".join(said) == LOG
+
+
+@rays_own_warning
+def test_a_cluster_that_stays_away_is_given_up_and_the_job_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.submit.RETRY_SECONDS", 0.01)
+    with served(Dashboard(LOG, [None])) as address:
+        job = following(address)
+    way_out = r"the job goes on; see it with: ray job logs job --address .*; end it with: ray job stop job"
+    with pytest.raises(MetainitError, match=way_out):
+        job.follow(lambda text: None, patience=0.1)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_job_on_a_real_cluster(cluster: tuple[str, Path], tmp_path: Path) -> None:
-    address, token = cluster
+def test_a_job_on_a_real_cluster(tmp_path: Path) -> None:
+    with cluster(tmp_path / "cluster", head_cpus=2) as on:
+        run_a_job(on.address, on.token, tmp_path)
+
+
+def run_a_job(address: str, token: Path, tmp_path: Path) -> None:
     (tmp_path / "wrong").write_text("wrong")
     with pytest.raises(MetainitError, match="refuses the token"):
         submit_job(load_recipe(CT), address, token_file=tmp_path / "wrong")
@@ -158,4 +285,4 @@ def test_a_job_on_a_real_cluster(cluster: tuple[str, Path], tmp_path: Path) -> N
     quick = subprocess.run(
         [*command, "--no-wait"], env=environment, capture_output=True, text=True, check=True
     )
-    assert json.loads(quick.stdout)["job"].startswith("raysubmit_")
+    assert json.loads(quick.stdout)["job"].startswith(f"{CT}-")

@@ -1,0 +1,58 @@
+"""The endpoint as an application of Ray Serve, bound without a Ray."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metainit.errors import EndpointError
+from serving.application import Arguments, app
+from serving.deployments import APPLICATION
+from serving.ray_predictor import NAME
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray brings warnings of its own
+
+
+def bound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **args: Any) -> dict[str, Any]:
+    """Return the deployments of the application by name."""
+    from ray.serve._private.build_app import build_app
+
+    monkeypatch.setenv("METAINIT_HOME", str(tmp_path))
+    built = build_app(app(args), name=APPLICATION)
+    return {deployment.name: deployment for deployment in built.deployments}
+
+
+def test_serve_builds_the_endpoint_and_its_predictor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = bound(monkeypatch, tmp_path, replicas=3, predictors=5, registry="http://mlflow:5000")
+    assert set(made) == {"endpoint", NAME}
+    assert made["endpoint"].num_replicas == 3
+    assert made[NAME]._deployment_config.autoscaling_config.max_replicas == 5
+
+
+def test_the_builder_is_one_that_serve_takes() -> None:
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
+
+    assert list(inspect.signature(app).parameters) == ["args"]
+    application: Any = app
+    build(application, {"cache": "/var/cache/metainit"})
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"replica": 2}, r"replica: Extra inputs.*known: registry, cache, poll, replicas, predictors"),
+        ({"replicas": 0}, "replicas: Input should be greater than or equal to 1"),
+        ({"poll": "often"}, "poll: Input should be a valid number"),
+    ],
+)
+def test_wrong_arguments_are_named(args: dict[str, Any], says: str) -> None:
+    with pytest.raises(EndpointError, match=says):
+        app(args)
+
+
+def test_the_arguments_are_those_of_the_guide() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "deploying.md").read_text()
+    assert all(f"\n| `{name}` |" in page for name in Arguments.model_fields)
