@@ -184,7 +184,7 @@ def _operations(store: Store, metrics: Metrics) -> APIRouter:
             stale=store.status.stale,
             inits=len(store.catalog.inits),
             registry_error=store.status.error,
-            quarantined=store.counts.quarantined,
+            quarantined=store.quarantined,
         )
 
     @router.get("/metrics", include_in_schema=False)
