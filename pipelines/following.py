@@ -106,9 +106,7 @@ def _listed(client: MlflowClient, seen: Seen, now: float) -> Seen:
     models = list(_models(client, _VERSIONS_PAGE))
     end = time.monotonic()
     names = {model.name: _again(client, model, seen.names.get(model.name)) for model in models}
-    return replace(
-        seen, names=names, horizon=_horizon(models, seen.horizon), listed=end, seconds=end - now
-    )
+    return replace(seen, names=names, horizon=_horizon(models, seen.horizon), listed=end, seconds=end - now)
 
 
 def _newest(client: MlflowClient, seen: Seen) -> Seen:

@@ -89,7 +89,10 @@ def who() -> str:
 
 
 def moved(
-    version: Version, action: Literal["gate", "promote", "rollback", "restore"], alias: str, before: int | None
+    version: Version,
+    action: Literal["gate", "promote", "rollback", "restore"],
+    alias: str,
+    before: int | None,
 ) -> Event:
     """Return the event of a move that is about to be made by this process."""
     return Event(

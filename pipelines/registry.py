@@ -136,8 +136,16 @@ class Registry:
         Raises:
             RegistryError: the name is not registered, or the store cannot be reached.
         """
-        moves = read_events(name, self._model(name).tags)
-        return sorted([*moves, *refusals(self.versions(name), CHAMPION)], key=lambda e: e.at, reverse=True)
+        events = [*self.moves(name), *refusals(self.versions(name), CHAMPION)]
+        return sorted(events, key=lambda event: event.at, reverse=True)
+
+    def moves(self, name: str) -> list[Event]:
+        """Return the moves of aliases that the history of a name keeps, newest first.
+
+        Raises:
+            RegistryError: the name is not registered, or the store cannot be reached.
+        """
+        return read_events(name, self._model(name).tags)
 
     def record(self, name: str, event: Event) -> None:
         """Keep a move of an alias in the history of its name; the oldest beyond `KEPT_EVENTS` go.
@@ -233,7 +241,7 @@ class Registry:
         file = folder / CHECKPOINT
         card = checkpoint.load(file).card
         tags = describe(file, card, read_evidence(folder))
-        self._ensure(name)
+        self.ensure(name)
         if run_id is not None:
             for version in self.versions(name):
                 if version.run_id == run_id and version.sha256 == tags[TAG + "sha256"]:
@@ -358,8 +366,12 @@ class Registry:
             discard(self.connection, version)
         return version
 
-    def _ensure(self, name: str) -> None:
-        """Make the registered model where there is none."""
+    def ensure(self, name: str) -> None:
+        """Make a name where there is none; a registered model of that name becomes metainit's.
+
+        Raises:
+            RegistryError: the store cannot be reached, or refuses.
+        """
         from mlflow.exceptions import MlflowException
 
         with self.connection.calls(f"register {name!r}") as client:
@@ -371,9 +383,7 @@ class Registry:
                 client.set_registered_model_tag(name, FORMAT_TAG, FORMAT)
 
 
-def crown(
-    registry: Registry, version: Version, aliases: dict[str, int], lease: Lease, event: Event
-) -> None:
+def crown(registry: Registry, version: Version, aliases: dict[str, int], lease: Lease, event: Event) -> None:
     """Make `version` the champion and the champion among `aliases` the previous one, under a lease.
 
     The `event` is kept in the history first.

@@ -39,7 +39,8 @@ class VersionTags(BaseModel):
     data_fingerprint: str = Field("", description="fingerprint of the data that the evidence is of")
     card: str = Field("", pattern="^([0-9a-f]{64})?$", description="digest of card and tensors")
     gate: dict[str, Any] | None = Field(
-        None, description="the gate's decision: alias, reason, gain, low, high, against, by, at, evidence; JSON"
+        None,
+        description="the gate's decision: alias, reason, gain, low, high, against, by, at, evidence; JSON",
     )
     restored: dict[str, Any] | None = Field(
         None, description="of a restored version: its run, its time and the store it was backed up from; JSON"
@@ -54,13 +55,15 @@ class VersionTags(BaseModel):
     @classmethod
     def _known(cls, value: int) -> int:
         if value > TAG_SCHEMA:
-            raise ValueError(f"tags of version {value} are newer than this metainit, which reads {TAG_SCHEMA}")
+            raise ValueError(
+                f"tags of version {value} are newer than this metainit, which reads {TAG_SCHEMA}"
+            )
         return value
 
 
 NAME_TAGS: Mapping[str, str] = {
     "format": "marks a name of metainit's; names without it are left alone",
-    "event.<time>.<token>": "one promotion: who, when, from which version to which, why, on what evidence; JSON",
+    "event.<time>.<token>": "one promotion: who, when, from and to which version, why, what evidence; JSON",
     "removed": "when a version was last deleted, in seconds since 1970",
     "discarding.<version>": "where the artifacts of a version lie whose deletion is under way",
 }

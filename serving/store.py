@@ -268,4 +268,3 @@ class Store:
             write_atomically(self._index, json.dumps(catalog.to_json()).encode())
         except CheckpointError as error:
             LOGGER.error("a restart without the registry would not know what to serve: %s", error)
-
