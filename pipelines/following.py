@@ -74,13 +74,13 @@ def look(registry: Registry, seen: Seen | None = None) -> Seen:
     now = time.monotonic()
     with registry.connection.calls("look at the registry") as client:
         if seen is None or now - seen.full > max(FULL_SECONDS, seen.full_seconds / SHARE):
-            return _everything(client, now)
+            return _everything(client, seen or Seen(), now)
         if now - seen.listed > seen.seconds / SHARE:
             return _listed(client, seen, now)
         return _newest(client, seen)
 
 
-def _everything(client: MlflowClient, now: float) -> Seen:
+def _everything(client: MlflowClient, seen: Seen, now: float) -> Seen:
     """Read all names and all their versions, a page of many at a time."""
     models = list(_models(client, _VERSIONS_PAGE))
     seconds = time.monotonic() - now
@@ -97,6 +97,7 @@ def _everything(client: MlflowClient, now: float) -> Seen:
         if not token:
             break
     names = {model.name: _known(model, gathered[model.name]) for model in models}
+    names |= _overlooked(client, seen, names)
     end = time.monotonic()
     return Seen(names, _horizon(models, 0), end, seconds, end, end - now)
 
@@ -105,8 +106,25 @@ def _listed(client: MlflowClient, seen: Seen, now: float) -> Seen:
     """List all names with their aliases, and read those that differ."""
     models = list(_models(client, _VERSIONS_PAGE))
     end = time.monotonic()
-    names = {model.name: _again(client, model, seen.names.get(model.name)) for model in models}
+    names: Mapping[str, Known] = {m.name: _again(client, m, seen.names.get(m.name)) for m in models}
     return replace(seen, names=names, horizon=_horizon(models, seen.horizon), listed=end, seconds=end - now)
+
+
+def _overlooked(client: MlflowClient, seen: Seen, names: Mapping[str, Known]) -> dict[str, Known]:
+    """Return names that a listing missed and that are there: one is deleted between two pages of it."""
+    from mlflow.exceptions import MlflowException
+
+    found: dict[str, Known] = {}
+    for name in seen.names.keys() - names.keys():
+        try:
+            model = client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            continue
+        if model.tags.get(FORMAT_TAG) == FORMAT:
+            found[name] = _again(client, model, seen.names[name])
+    return found
 
 
 def _newest(client: MlflowClient, seen: Seen) -> Seen:
@@ -148,16 +166,12 @@ def _again(client: MlflowClient, model: RegisteredModel, before: Known | None) -
     where = f"name = '{model.name}'"
     old = before is not None and before.removed == model.tags.get(REMOVED, "")
     if before is None or not old or len(before.versions) <= WHOLE:
-        entities: list[ModelVersion] = []
-        token: str | None = None
-        while True:
-            page = client.search_model_versions(where, max_results=_VERSIONS_PAGE, page_token=token)
-            entities += page
-            token = page.token
-            if not token:
-                return _known(model, entities)
+        return _whole(client, model)
     order = ["last_updated_timestamp DESC", "version_number DESC"]
-    fresh = {int(v.version): v for v in client.search_model_versions(where, WHOLE, order)}
+    page = client.search_model_versions(where, WHOLE, order)
+    if page and page[-1].last_updated_timestamp > before.updated:
+        return _whole(client, model)  # more of them are new than one page holds
+    fresh = {int(v.version): v for v in page}
     for number in {*before.aliases.values(), *aliases.values()} - fresh.keys():
         if any(number == version.version for version in before.versions):
             fresh[number] = client.get_model_version(model.name, str(number))
@@ -166,6 +180,20 @@ def _again(client: MlflowClient, model: RegisteredModel, before: Known | None) -
     versions = tuple(sorted((*read.versions, *kept), key=lambda v: -v.version))
     damaged = (*read.damaged, *(d for d in before.damaged if d.version not in fresh))
     return replace(read, versions=versions, damaged=damaged)
+
+
+def _whole(client: MlflowClient, model: RegisteredModel) -> Known:
+    """Read a name with all its versions."""
+    entities: list[ModelVersion] = []
+    token: str | None = None
+    while True:
+        page = client.search_model_versions(
+            f"name = '{model.name}'", max_results=_VERSIONS_PAGE, page_token=token
+        )
+        entities += page
+        token = page.token
+        if not token:
+            return _known(model, entities)
 
 
 def _known(model: RegisteredModel, entities: Iterable[ModelVersion]) -> Known:

@@ -167,16 +167,25 @@ class Catalog:
 
     inits: Mapping[str, Init] = field(default_factory=dict)
 
+    def init(self, name: str) -> Init:
+        """Return a name.
+
+        Raises:
+            Missing: there is none; the text names the nearest one.
+        """
+        init = self.inits.get(name)
+        if init is None:
+            hint = suggestion(name, self.inits) if self.inits else "nothing is registered yet"
+            raise Missing(f"no initialization is named {name!r}; {hint}")
+        return init
+
     def find(self, reference: Reference) -> Facts:
         """Return the version that a reference means.
 
         Raises:
             Missing: there is no such name, alias or version; the text names the nearest ones.
         """
-        init = self.inits.get(reference.name)
-        if init is None:
-            hint = suggestion(reference.name, self.inits) if self.inits else "nothing is registered yet"
-            raise Missing(f"no initialization is named {reference.name!r}; {hint}")
+        init = self.init(reference.name)
         version = init.default if reference.version is None else reference.version
         if reference.alias is not None:
             if reference.alias not in init.aliases:

@@ -1,4 +1,4 @@
-"""Garbage collection never takes what an alias names or a run in progress needs, and finishes what it began."""
+"""Garbage collection spares what an alias names or a run in progress needs, and finishes what it began."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def checkpoints(home: Path) -> int:
 
 def test_what_an_alias_names_and_what_is_young_stays(registry: Registry, home: Path) -> None:
     young = collect(registry, delete=True)
-    assert young.goes == () and all("younger than 24 hours" in reason for v, reason in young.stays if v.version != 1)
+    assert young.goes == () and all(
+        "younger than 24 hours" in reason for v, reason in young.stays if v.version != 1
+    )
     assert numbers(collect(registry, older_than=0).goes) == [3, 2], "nothing goes without being asked"
     assert len(registry.versions("faces")) == 4 and checkpoints(home) == 4
     found = collect(registry, delete=True, older_than=0)
