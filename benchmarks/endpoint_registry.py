@@ -262,8 +262,9 @@ def main() -> None:
     for part in parts:
         if part == "start":
             for running in (False, True):
+                where = "on a running Ray" if running else "with Ray"
                 cells.cell(
-                    f"start/100 models, {'on a running Ray' if running else 'with Ray'}",
+                    f"start/100 models, {where}",
                     lambda r=running: start(r),
                 )
             continue

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 def binaries() -> Path:

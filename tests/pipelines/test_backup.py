@@ -88,7 +88,7 @@ def test_both_ways_go_on_where_they_were(
     (done,) = back_up(registry, ["faces"], folder)
     assert (done.copied, done.present) == ((4,), (2,))
 
-    def crash(*_: object) -> None:
+    def crash(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     client = type(other.connection.client)

@@ -89,7 +89,7 @@ def test_what_a_run_in_progress_made_or_names_stays(registry: Registry, make_fol
 def test_a_crash_in_the_middle_is_finished_by_the_next(
     registry: Registry, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(*_: object) -> None:
+    def crash(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
