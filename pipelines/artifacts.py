@@ -96,22 +96,6 @@ def evidence_of(connection: Connection, version: Version) -> dict[str, Any] | No
             return read_evidence(Path(temporary))
 
 
-def remove(connection: Connection, version: Version) -> None:
-    """Delete a version, then its artifacts; a crash between leaves files that nothing names.
-
-    Raises:
-        RegistryError: the store cannot be reached, or refuses.
-    """
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    with connection.calls(f"delete {version.reference}") as client:
-        number = str(version.version)
-        uri = client.get_model_version_download_uri(version.name, number)
-        client.delete_model_version(version.name, number)
-        repository = get_artifact_repository(uri, tracking_uri=connection.uri)
-        repository.delete_artifacts()  # type: ignore[no-untyped-call]
-
-
 def _refusal(version: Version, actual: str | None, file: Path, kept: Path) -> str:
     """Put a damaged checkpoint aside and return the error that says so."""
     if actual is None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "metainit"
 DATABASE = "mlflow.db"
 ARTIFACTS = "artifacts"
+DATABASES = ("postgresql", "mysql", "mssql")
+"""Databases that MLflow's tables can lie in without a server before them."""
 PROBE_SECONDS = (3.05, 5.0)
 """How long a server may take to accept a connection, and to answer its first request."""
 
@@ -124,8 +126,8 @@ class Connection:
         with self.calls(f"open the experiment {EXPERIMENT!r}") as client:
             found = client.get_experiment_by_name(EXPERIMENT)
             if found is None:
-                file = sqlite_file(self.uri)
-                location = (file.parent / ARTIFACTS).as_uri() if file else None
+                folder = artifact_folder(self.uri)
+                location = folder.as_uri() if folder else None
                 try:
                     return str(client.create_experiment(EXPERIMENT, artifact_location=location))
                 except MlflowException as error:
@@ -173,6 +175,22 @@ def sqlite_file(uri: str) -> Path | None:
     """
     prefix = "sqlite:///"
     return Path(uri.removeprefix(prefix)).absolute() if uri.startswith(prefix) else None
+
+
+def artifact_folder(uri: str) -> Path | None:
+    """Return where a store that is a database keeps artifacts, or None where a server decides.
+
+    Example:
+        >>> artifact_folder('sqlite:////data/mlflow.db').as_posix()
+        '/data/artifacts'
+        >>> artifact_folder('http://mlflow:5000') is None
+        True
+    """
+    file = sqlite_file(uri)
+    if file is not None:
+        return file.parent / ARTIFACTS
+    scheme = uri.partition(":")[0].partition("+")[0]
+    return data_folder() / ARTIFACTS if scheme in DATABASES else None
 
 
 def explain(error: Exception, uri: str) -> str:

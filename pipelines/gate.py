@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metainit.errors import MetainitError, RegistryError
+from pipelines.history import digest, moved
 from pipelines.lock import locked
 from pipelines.registry import CHALLENGER, CHAMPION, Registry, Version, crown
 
@@ -98,9 +99,12 @@ def admit(registry: Registry, version: Version, remeasure: Remeasure | None = No
             aliases = registry.aliases(version.name)
             if aliases.get(CHAMPION) != seen:
                 continue  # another run was faster: its version is the one to beat now
-            registry.tag(version, "gate", json.dumps(asdict(decision), sort_keys=True))
+            said = {"reason": decision.reason, "against": decision.against, "evidence": digest(candidate)}
+            event = moved(version, "gate", decision.alias, seen).model_copy(update=said)
+            acted = {"by": event.by, "at": event.at, "evidence": event.evidence}
+            registry.tag(version, "gate", json.dumps(asdict(decision) | acted, sort_keys=True))
             if decision.alias == CHAMPION:
-                crown(registry, version, aliases, lease)
+                crown(registry, version, aliases, lease, event)
             else:
                 lease.check()
                 registry.set_alias(version, CHALLENGER)

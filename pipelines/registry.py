@@ -8,19 +8,27 @@ the lock of the name.
 
 from __future__ import annotations
 
+import logging
 import re
-import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metainit.errors import RegistryError, SourceError, suggestion
 from metainit.places import cache_folder
 from metainit.transfer import file_sha256
-from pipelines.artifacts import evidence_of, fetch, remove, run_for, upload
+from pipelines.artifacts import evidence_of, fetch, run_for, upload
 from pipelines.connection import Connection, connect
+from pipelines.discarding import discard
 from pipelines.flavour import CHECKPOINT, mlmodel
+from pipelines.history import KEPT_EVENTS, Event, moved, read_events, refusals
+from pipelines.history import PREFIX as EVENT
 from pipelines.lock import Lease, locked
-from pipelines.version import TAG, Version, describe, from_entity, read_evidence
+from pipelines.tags import TAG
+from pipelines.version import Damaged, Version, describe, from_entity, read_evidence, readable
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 __all__ = [
     "CHALLENGER",
@@ -39,8 +47,10 @@ SCHEME = "models:/"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
 _REFERENCE = re.compile(r"^(?P<name>[^@/:]+)(?:@(?P<alias>[^@/:]+)|/(?P<version>\d+))?$")
 _RESERVED = "metainit.lock"
-GRACE_SECONDS = 3600.0
 _PAGE = 200
+_TOLD = 20
+"""Versions that an error names at most."""
+_log = logging.getLogger(__name__)
 
 
 class Registry:
@@ -85,21 +95,32 @@ class Registry:
                     return sorted(found)
 
     def versions(self, name: str) -> list[Version]:
-        """Return the versions of a name, newest first.
+        """Return the versions of a name, newest first; one whose tags are damaged is logged and left out.
+
+        Raises:
+            RegistryError: the name is not registered, or the store cannot be reached.
+        """
+        versions, damaged = self.survey(name)
+        for one in damaged:
+            _log.warning("%s is left out: %s", one.reference, one.reason)
+        return versions
+
+    def survey(self, name: str) -> tuple[list[Version], list[Damaged]]:
+        """Return the versions of a name, and those whose tags are damaged, each newest first.
 
         Raises:
             RegistryError: the name is not registered, or the store cannot be reached.
         """
         aliases = self.aliases(name)
-        found: list[Version] = []
+        found: list[ModelVersion] = []
         token: str | None = None
         with self.connection.calls(f"list the versions of {name!r}") as client:
             while True:
                 page = client.search_model_versions(f"name = '{name}'", max_results=_PAGE, page_token=token)
-                found += [from_entity(v, aliases) for v in page if TAG + "sha256" in v.tags]
+                found += page
                 token = page.token
                 if not token:
-                    return sorted(found, key=lambda v: v.version, reverse=True)
+                    return readable(found, aliases)
 
     def aliases(self, name: str) -> dict[str, int]:
         """Return the aliases of a name and the version that each points to.
@@ -107,13 +128,48 @@ class Registry:
         Raises:
             RegistryError: the name is not registered, or the store cannot be reached.
         """
+        return {alias: int(version) for alias, version in self._model(name).aliases.items()}
+
+    def history(self, name: str) -> list[Event]:
+        """Return who moved an alias when and why, and what the gate refused, newest first.
+
+        Raises:
+            RegistryError: the name is not registered, or the store cannot be reached.
+        """
+        events = [*self.moves(name), *refusals(self.versions(name), CHAMPION)]
+        return sorted(events, key=lambda event: event.at, reverse=True)
+
+    def moves(self, name: str) -> list[Event]:
+        """Return the moves of aliases that the history of a name keeps, newest first.
+
+        Raises:
+            RegistryError: the name is not registered, or the store cannot be reached.
+        """
+        return read_events(name, self._model(name).tags)
+
+    def record(self, name: str, event: Event) -> None:
+        """Keep a move of an alias in the history of its name; the oldest beyond `KEPT_EVENTS` go.
+
+        Raises:
+            RegistryError: the store cannot be reached.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with self.connection.calls(f"record a move of {name!r}") as client:
+            client.set_registered_model_tag(name, *event.tag())
+            keys = sorted(key for key in client.get_registered_model(name).tags if key.startswith(EVENT))
+            for key in keys[:-KEPT_EVENTS]:
+                with suppress(MlflowException):
+                    client.delete_registered_model_tag(name, key)
+
+    def _model(self, name: str) -> RegisteredModel:
+        """Return MLflow's record of a name."""
         from mlflow.exceptions import MlflowException
 
         with self.connection.calls(f"look up {name!r}") as client:
             try:
                 if _NAME.match(name) and not name.startswith(_RESERVED):
-                    model = client.get_registered_model(name)
-                    return {alias: int(version) for alias, version in model.aliases.items()}
+                    return client.get_registered_model(name)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
@@ -131,21 +187,38 @@ class Registry:
         if match is None:
             raise RegistryError(f"{reference!r} is not a reference; write name, name@alias or name/version")
         name, alias, number = match["name"], match["alias"], match["version"]
+        aliases = self.aliases(name)
+        wanted = int(number) if number is not None else aliases.get(alias or CHAMPION)
+        if wanted is not None:
+            found = self._one(name, wanted, aliases)
+            if found is not None:
+                return found
         versions = self.versions(name)
         if not versions:
             raise RegistryError(f"{name!r} has no version yet; register one, or train its recipe")
+        if number is None and alias is None:
+            return versions[0]
         if number is not None:
-            chosen = [v for v in versions if v.version == int(number)]
-            have = f"its versions are: {', '.join(str(v.version) for v in versions)}"
+            more = ", ..." if len(versions) > _TOLD else ""
+            have = f"its versions are: {', '.join(str(v.version) for v in versions[:_TOLD])}{more}"
         else:
-            chosen = [v for v in versions if (alias or CHAMPION) in v.aliases]
-            if alias is None and not chosen:
-                chosen = versions
             known = sorted(a for v in versions for a in v.aliases)
             have = f"its aliases are: {', '.join(known)}" if known else "it has no alias yet"
-        if not chosen:
-            raise RegistryError(f"{reference!r} does not exist in {self.uri}; {have}")
-        return chosen[0]
+        raise RegistryError(f"{reference!r} does not exist in {self.uri}; {have}")
+
+    def _one(self, name: str, number: int, aliases: dict[str, int]) -> Version | None:
+        """Return one version, or None where there is none of that number."""
+        from mlflow.exceptions import MlflowException
+
+        with self.connection.calls(f"look up {name}/{number}") as client:
+            try:
+                entity = client.get_model_version(name, str(number))
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+        ours = any(key.startswith(TAG) for key in entity.tags)
+        return from_entity(entity, aliases) if ours else None
 
     def register(self, folder: Path, name: str, run_id: str | None = None) -> Version:
         """Make a new version of `name` from a folder with at least ``checkpoint.safetensors``.
@@ -168,7 +241,7 @@ class Registry:
         file = folder / CHECKPOINT
         card = checkpoint.load(file).card
         tags = describe(file, card, read_evidence(folder))
-        self._ensure(name)
+        self.ensure(name)
         if run_id is not None:
             for version in self.versions(name):
                 if version.run_id == run_id and version.sha256 == tags[TAG + "sha256"]:
@@ -206,8 +279,28 @@ class Registry:
         Raises:
             RegistryError: the alias is not allowed, or the store cannot be reached.
         """
-        with self.connection.calls(f"set {alias!r} to {version.reference}") as client:
-            client.set_registered_model_alias(version.name, alias, str(version.version))
+        self.point(version.name, alias, version.version)
+
+    def point(self, name: str, alias: str, number: int) -> None:
+        """Point an alias at the version of a number, as `set_alias` does.
+
+        Raises:
+            RegistryError: there is no such version, or the store cannot be reached.
+        """
+        with self.connection.calls(f"set {alias!r} to {name}/{number}") as client:
+            client.set_registered_model_alias(name, alias, str(number))
+        self.touch(name)
+
+    def touch(self, name: str) -> None:
+        """Move the time of the last change of a name, which MLflow leaves alone when an alias moves.
+
+        Whoever follows the registry then finds the name among the newest (`pipelines.following`).
+
+        Raises:
+            RegistryError: the store cannot be reached.
+        """
+        with self.connection.calls(f"mark {name!r} as changed") as client:
+            client.update_registered_model(name, client.get_registered_model(name).description)
 
     def tag(self, version: Version, key: str, value: str) -> None:
         """Set a tag ``metainit.<key>`` of a version.
@@ -218,18 +311,24 @@ class Registry:
         with self.connection.calls(f"tag {version.reference}") as client:
             client.set_model_version_tag(version.name, str(version.version), TAG + key, value)
 
-    def promote(self, reference: str, alias: str = CHAMPION) -> Version:
+    def promote(self, reference: str, alias: str = CHAMPION, reason: str = "by hand") -> Version:
         """Point `alias` at a version, whatever the gate says; an old champion becomes `previous`.
+
+        The history of the name keeps who did it, when, and the `reason`.
 
         Raises:
             RegistryError: reference or alias is not one that there can be, or the lock is held.
         """
         version = self.resolve(reference)
         with locked(self.connection, version.name) as lease:
+            aliases = self.aliases(version.name)
+            event = moved(version, "promote", alias, aliases.get(alias))
+            event = event.model_copy(update={"reason": reason})
             if alias == CHAMPION:
-                crown(self, version, self.aliases(version.name), lease)
-            else:
+                crown(self, version, aliases, lease, event)
+            elif aliases.get(alias) != version.version:
                 lease.check()
+                self.record(version.name, event)
                 self.set_alias(version, alias)
         return self.resolve(version.reference)
 
@@ -247,7 +346,7 @@ class Registry:
                     f"metainit promote {name} VERSION {CHAMPION}"
                 )
             back = self.resolve(f"{name}/{aliases[PREVIOUS]}")
-            crown(self, back, aliases, lease)
+            crown(self, back, aliases, lease, moved(back, "rollback", CHAMPION, aliases.get(CHAMPION)))
         return self.resolve(back.reference)
 
     def delete(self, reference: str) -> Version:
@@ -264,32 +363,15 @@ class Registry:
                     f"{version.reference} is {', '.join(version.aliases)}; give that alias to "
                     "another version first"
                 )
-            remove(self.connection, version)
+            discard(self.connection, version)
         return version
 
-    def gc(self, dry_run: bool = False, keep: int = 1, older_than: float = GRACE_SECONDS) -> list[Version]:
-        """Delete what no alias names, and return what goes.
-
-        The newest `keep` versions of each name stay, and so does what is younger than `older_than`
-        seconds: its run may still be waiting for the gate.
+    def ensure(self, name: str) -> None:
+        """Make a name where there is none; a registered model of that name becomes metainit's.
 
         Raises:
-            RegistryError: the store cannot be reached, or a lock is held.
+            RegistryError: the store cannot be reached, or refuses.
         """
-        removed: list[Version] = []
-        for name in self.names():
-            with locked(self.connection, name) as lease:
-                for version in self.versions(name)[keep:]:
-                    if version.aliases or time.time() - version.created < older_than:
-                        continue
-                    if not dry_run:
-                        lease.check()
-                        remove(self.connection, version)
-                    removed.append(version)
-        return removed
-
-    def _ensure(self, name: str) -> None:
-        """Make the registered model where there is none."""
         from mlflow.exceptions import MlflowException
 
         with self.connection.calls(f"register {name!r}") as client:
@@ -301,8 +383,10 @@ class Registry:
                 client.set_registered_model_tag(name, FORMAT_TAG, FORMAT)
 
 
-def crown(registry: Registry, version: Version, aliases: dict[str, int], lease: Lease) -> None:
+def crown(registry: Registry, version: Version, aliases: dict[str, int], lease: Lease, event: Event) -> None:
     """Make `version` the champion and the champion among `aliases` the previous one, under a lease.
+
+    The `event` is kept in the history first.
 
     Raises:
         RegistryError: the lease ran out, or the store cannot be reached.
@@ -310,9 +394,11 @@ def crown(registry: Registry, version: Version, aliases: dict[str, int], lease: 
     old = aliases.get(CHAMPION)
     if old == version.version:
         return
+    lease.check()
+    registry.record(version.name, event)
     if old is not None:
         lease.check()
-        registry.set_alias(registry.resolve(f"{version.name}/{old}"), PREVIOUS)
+        registry.point(version.name, PREVIOUS, old)
     lease.check()
     registry.set_alias(version, CHAMPION)
     if aliases.get(CHALLENGER) == version.version:

@@ -6,20 +6,19 @@ in the same form either way. Exit status: 0 for done, 1 for an error, 2 for bad 
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import typer
 
-from metainit.errors import EndpointError, MetainitError
+from metainit.errors import EndpointError
 from metainit.references import Reference
+from pipelines.answering import AsJson, answering, headline_text, print_json, size_text, table
 from pipelines.version import EVIDENCE, Version
 
-P = ParamSpec("P")
 CHECKPOINT_SUFFIX = ".safetensors"
 BLOB = re.compile("[0-9a-f]{64}")
 
@@ -35,32 +34,17 @@ def _pinned(text: str) -> str:
 Named = Annotated[
     str, typer.Argument(metavar="NAME", help="name, name@alias or name/version", callback=_pinned)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="answer in JSON")]
 Server = Annotated[
     str | None, typer.Option("--server", metavar="URL", help="read from this endpoint instead")
 ]
 
 
-def _answering(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn an error that metainit raises on purpose into a line on stderr and exit status 1."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except MetainitError as error:
-            typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
-            raise typer.Exit(1) from error
-
-    return wrapped
-
-
-@_answering
+@answering
 def list_(server: Server = None, as_json: AsJson = False) -> None:
     """List what is registered: names, versions, aliases, method, network and evidence."""
     items = _client(server).list() if server else [_name_line(name) for name in _names()]
     if as_json:
-        _print_json(items)
+        print_json(items)
         return
     if not items:
         typer.echo("nothing is registered yet; train something: metainit train image-photos")
@@ -80,10 +64,10 @@ def list_(server: Server = None, as_json: AsJson = False) -> None:
                         size_text(version["size"]),
                     )
                 )
-    _table(("name", "version", "aliases", "method", "network", "evidence", "size"), rows)
+    table(("name", "version", "aliases", "method", "network", "evidence", "size"), rows)
 
 
-@_answering
+@answering
 def show(
     name: Annotated[
         str,
@@ -99,18 +83,26 @@ def show(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="the picture; graph.png unless given")
     ] = None,
+    history: Annotated[
+        bool, typer.Option("--history", help="who moved the aliases of the name when, and why")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show one version: card, adaptation routine and evidence; or draw the graph of predicted weights."""
+    """Show one version: card, routine and evidence; or its name's history, or the graph of a prediction."""
     if graph:
         _drawn(name, server, out or Path("graph.png"), as_json)
         return
     if out is not None:
         raise typer.BadParameter("-o goes with --graph; `metainit pull` fetches files")
     name = _pinned(name)
+    if history:
+        if server:
+            raise typer.BadParameter("--history is read from the registry; leave --server out")
+        _told(Reference.parse(name).name, as_json)
+        return
     detail = _client(server).show(name) if server else _detail(name)
     if as_json:
-        _print_json(detail)
+        print_json(detail)
         return
     card = detail.get("card") or {}
     rows = [
@@ -127,7 +119,35 @@ def show(
         ("size", size_text(detail["size"])),
         ("run", detail.get("run_id") or ""),
     ]
-    _table(("", ""), [row for row in rows if row[1]], header=False)
+    table(("", ""), [row for row in rows if row[1]], header=False)
+
+
+def _told(name: str, as_json: bool) -> None:
+    """Print the history of a name, newest first."""
+    from pipelines.registry import Registry
+
+    events = Registry().history(name)
+    if as_json:
+        print_json([event.model_dump(mode="json") for event in events])
+        return
+    if not events:
+        typer.echo(f"no alias of {name} was moved yet")
+        return
+    rows = [
+        (
+            event.when,
+            event.by,
+            event.action,
+            event.alias,
+            f"{event.before or 'none'} -> {event.version}"
+            if event.alias == "champion"
+            else str(event.version),
+            event.reason,
+            (event.evidence or "")[:12],
+        )
+        for event in events
+    ]
+    table(("time", "by", "action", "alias", "version", "reason", "evidence"), rows)
 
 
 def _drawn(name: str, server: str | None, picture: Path, as_json: bool) -> None:
@@ -150,7 +170,7 @@ def _drawn(name: str, server: str | None, picture: Path, as_json: bool) -> None:
     draw(found, picture)
     facts = {"graph": found.hash, "nodes": len(found.nodes), "parameters": len(found.parameters)}
     if as_json:
-        _print_json({**facts, "elements": found.numel, "path": str(picture)})
+        print_json({**facts, "elements": found.numel, "path": str(picture)})
     else:
         typer.echo(
             f"{facts['nodes']} operations with {facts['parameters']} parameters ({found.numel} numbers) -> "
@@ -158,7 +178,7 @@ def _drawn(name: str, server: str | None, picture: Path, as_json: bool) -> None:
         )
 
 
-@_answering
+@answering
 def pull(
     name: Named,
     out: Annotated[Path, typer.Option("-o", "--out", help="a .safetensors file, or a folder for everything")],
@@ -191,25 +211,26 @@ def pull(
             write_atomically(target, cached(registry, version).read_bytes())
         pinned, sha256 = version.reference, version.sha256
     if as_json:
-        _print_json({"reference": pinned, "sha256": sha256, "path": str(target)})
+        print_json({"reference": pinned, "sha256": sha256, "path": str(target)})
     else:
         typer.echo(f"{pinned} -> {target}")
 
 
-@_answering
+@answering
 def promote(
     name: Annotated[str, typer.Argument(metavar="NAME", help="a registered name")],
     version: Annotated[int, typer.Argument(min=1, help="number of the version")],
     alias: Annotated[str, typer.Argument(help="champion, challenger or one of your own")],
+    reason: Annotated[str, typer.Option(help="why; the history keeps it")] = "by hand",
     as_json: AsJson = False,
 ) -> None:
     """Give an alias to a version by hand; a champion that goes becomes `previous`."""
     from pipelines.registry import Registry
 
-    _moved(Registry().promote(f"{name}/{version}", alias), as_json)
+    _moved(Registry().promote(f"{name}/{version}", alias, reason), as_json)
 
 
-@_answering
+@answering
 def rollback(
     name: Annotated[str, typer.Argument(metavar="NAME", help="a registered name")],
     as_json: AsJson = False,
@@ -218,58 +239,6 @@ def rollback(
     from pipelines.registry import Registry
 
     _moved(Registry().rollback(name), as_json)
-
-
-@_answering
-def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
-    keep: Annotated[int, typer.Option(min=0, help="newest versions to keep of each name")] = 1,
-    as_json: AsJson = False,
-) -> None:
-    """Delete old versions that no alias names, with their files."""
-    from pipelines.registry import Registry
-
-    removed = Registry().gc(dry_run=dry_run, keep=keep)
-    if as_json:
-        _print_json({"dry_run": dry_run, "removed": [_version_line(v) for v in removed]})
-        return
-    verb = "would delete" if dry_run else "deleted"
-    for version in removed:
-        typer.echo(f"{verb} {version.reference} ({size_text(version.size)})")
-    total = size_text(sum(version.size for version in removed))
-    typer.echo(f"{verb} {len(removed)} version(s), {total} of weights")
-
-
-def headline_text(headline: Mapping[str, Any] | None) -> str:
-    """Return the headline evidence in one line.
-
-    Example:
-        >>> headline_text({'metric': 'psnr', 'steps': 2, 'value': 31.2, 'control': 'siren',
-        ...                'gain': 7.53, 'low': 7.1, 'high': 7.94})
-        '31.2 psnr at 2 steps, +7.53 over siren (7.1 to 7.94)'
-    """
-    if not headline:
-        return ""
-    numbers = {k: f"{float(headline[k]):.4g}" for k in ("value", "low", "high") if k in headline}
-    text = f"{numbers.get('value', '')} {headline.get('metric', '')}".strip()
-    text += f" at {headline.get('steps', '?')} steps"
-    if {"gain", "low", "high", "control"} <= set(headline):
-        gain = f"{float(headline['gain']):+.4g}"
-        text += f", {gain} over {headline['control']} ({numbers['low']} to {numbers['high']})"
-    return text
-
-
-def size_text(size: int) -> str:
-    """Return a size in bytes as a person reads it.
-
-    Example:
-        >>> size_text(2_500_000)
-        '2.5 MB'
-    """
-    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.3g} {units[0]}"
 
 
 def _client(server: str) -> Any:
@@ -325,7 +294,7 @@ def _detail(name: str) -> dict[str, Any]:
 
 def _moved(version: Version, as_json: bool) -> None:
     if as_json:
-        _print_json(_version_line(version) | {"name": version.name})
+        print_json(_version_line(version) | {"name": version.name})
     else:
         typer.echo(f"{version.reference} is {', '.join(version.aliases)}")
 
@@ -357,18 +326,3 @@ def routine_text(routine: Mapping[str, Any] | None) -> str:
 def _gate(tags: Mapping[str, str]) -> str:
     text = tags.get("metainit.gate")
     return str(json.loads(text)["reason"]) if text else ""
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
-
-
-def _table(columns: Iterable[str], rows: Iterable[Iterable[str]], header: bool = True) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, box=None, show_header=header, pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)

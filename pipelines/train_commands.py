@@ -170,7 +170,7 @@ def _remember(folder: Path, answer: dict[str, Any]) -> None:
 
 
 def _tell(answer: dict[str, Any], use: str) -> None:
-    from pipelines.registry_commands import headline_text
+    from pipelines.answering import headline_text
 
     if not answer["trained"]:
         typer.echo("this recipe was trained here before; nothing was done again")

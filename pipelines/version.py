@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from metainit.bounded import MAX_EVIDENCE_BYTES
 from metainit.errors import RegistryError
 from metainit.transfer import file_sha256
+from pipelines.tags import TAG, TAG_SCHEMA, read_tags
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from metainit.card import Card
 
 EVIDENCE = "evidence.json"
-TAG = "metainit."
+PLACEHOLDER = TAG + "placeholder"
+"""Marks a version that stands for a deleted one while a back-up is restored."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def describe(file: Path, card: Card, evidence: Mapping[str, Any] | None) -> dict
     fingerprint = (evidence or {}).get("data_fingerprint") or card.provenance.data.fingerprint
     headline = (evidence or {}).get("headline")
     tags = {
+        "tag_schema": str(TAG_SCHEMA),
         "sha256": file_sha256(file),
         "size": str(file.stat().st_size),
         "kind": card.kind,
@@ -85,32 +88,59 @@ def describe(file: Path, card: Card, evidence: Mapping[str, Any] | None) -> dict
     return {TAG + key: value for key, value in tags.items() if value}
 
 
+@dataclass(frozen=True)
+class Damaged:
+    """A version whose tags cannot be read, and why."""
+
+    name: str
+    version: int
+    reason: str
+
+    @property
+    def reference(self) -> str:
+        """The reference that names this version: ``name/version``."""
+        return f"{self.name}/{self.version}"
+
+
 def from_entity(entity: ModelVersion, aliases: Mapping[str, int]) -> Version:
     """Read a version back from MLflow; `aliases` are those of its name.
 
     Raises:
-        RegistryError: the tags are not the ones that `describe` writes.
+        RegistryError: the tags are not ones that `describe` writes.
     """
     tags = {str(key): str(value) for key, value in entity.tags.items()}
     number = int(entity.version)
-    try:
-        headline = json.loads(tags[TAG + "headline"]) if TAG + "headline" in tags else None
-        return Version(
-            name=entity.name,
-            version=number,
-            aliases=tuple(sorted(alias for alias, at in aliases.items() if at == number)),
-            sha256=tags[TAG + "sha256"],
-            size=int(tags[TAG + "size"]),
-            kind=tags[TAG + "kind"],
-            method=tags[TAG + "method"],
-            network=tags.get(TAG + "network"),
-            headline=headline,
-            run_id=entity.run_id or None,
-            tags=tags,
-            created=(entity.creation_timestamp or 0) / 1000,
-        )
-    except (KeyError, ValueError) as error:
-        raise RegistryError(
-            f"the tags of {entity.name}/{number} were changed by hand ({error}); delete that "
-            "version in MLflow"
-        ) from error
+    said = read_tags(f"{entity.name}/{number}", tags)
+    return Version(
+        name=entity.name,
+        version=number,
+        aliases=tuple(sorted(alias for alias, at in aliases.items() if at == number)),
+        sha256=said.sha256,
+        size=said.size,
+        kind=said.kind,
+        method=said.method,
+        network=said.network,
+        headline=said.headline,
+        run_id=entity.run_id or None,
+        tags=tags,
+        created=(entity.creation_timestamp or 0) / 1000,
+    )
+
+
+def readable(
+    entities: Iterable[ModelVersion], aliases: Mapping[str, int]
+) -> tuple[list[Version], list[Damaged]]:
+    """Divide what MLflow holds into versions, newest first, and those whose tags are damaged.
+
+    A version without any tag of metainit's is somebody else's and in neither list.
+    """
+    versions: list[Version] = []
+    damaged: list[Damaged] = []
+    for entity in entities:
+        if not any(key.startswith(TAG) for key in entity.tags) or PLACEHOLDER in entity.tags:
+            continue
+        try:
+            versions.append(from_entity(entity, aliases))
+        except RegistryError as error:
+            damaged.append(Damaged(entity.name, int(entity.version), str(error)))
+    return sorted(versions, key=lambda v: -v.version), sorted(damaged, key=lambda d: -d.version)

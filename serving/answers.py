@@ -11,6 +11,9 @@ from serving.cache import Entry
 from serving.catalog import Facts, Init
 from serving.prediction import Answer
 
+LISTED = 20
+"""Newest versions of a name that a list of names holds."""
+
 
 class VersionLine(BaseModel):
     """One version in a list."""
@@ -31,8 +34,17 @@ class InitLine(BaseModel):
     name: str
     default: int
     aliases: dict[str, int]
-    versions: list[VersionLine]
+    versions: list[VersionLine] = Field(description="the newest, and those that an alias means")
+    count: int = Field(description="how many versions there are")
+    versions_url: str = Field(description="where all of them are listed, a page at a time")
     url: str
+
+
+class VersionPage(BaseModel):
+    """A page of the versions of a name, newest first; `next` is the address of the following one."""
+
+    items: list[VersionLine]
+    next: str | None = None
 
 
 class InitPage(BaseModel):
@@ -141,9 +153,17 @@ def init_line(init: Init, base: str) -> InitLine:
         name=init.name,
         default=init.default,
         aliases=dict(init.aliases),
-        versions=[version_line(init, facts) for facts in init.versions],
+        versions=[version_line(init, facts) for facts in _listed(init)],
+        count=len(init.versions),
+        versions_url=f"{base}/v1/inits/{init.name}/versions",
         url=f"{base}/v1/inits/{init.name}",
     )
+
+
+def _listed(init: Init) -> list[Facts]:
+    """Return the newest versions and those that the bare name or an alias means, newest first."""
+    older = sorted(init.wanted() - {facts.version for facts in init.versions[:LISTED]}, reverse=True)
+    return [*init.versions[:LISTED], *(facts for n in older if (facts := init.find(n)) is not None)]
 
 
 def pictures(entry: Entry, base: str) -> list[Picture]:

@@ -21,6 +21,7 @@ from serving.prediction import Limits, Predicting
 from serving.prediction_routes import predictions
 from serving.predictor import LocalPredictor, Predictor
 from serving.store import NotReady, Store
+from serving.version_routes import version_pages
 
 WEIGHTS_TYPE = "application/vnd.safetensors"
 IMMUTABLE = "public, max-age=31536000, immutable"
@@ -49,6 +50,7 @@ def create_app(store: Store, predictor: Predictor | None = None, limits: Limits 
     app.add_middleware(Measured, metrics=metrics)
     app.include_router(_operations(store, metrics))
     app.include_router(_list(store))
+    app.include_router(version_pages(store))
     for prefix, pick in (
         ("/v1/inits/{name}/versions/{version}", _pick_version(store)),
         ("/v1/inits/{reference}", _pick_reference(store)),
@@ -184,7 +186,7 @@ def _operations(store: Store, metrics: Metrics) -> APIRouter:
             stale=store.status.stale,
             inits=len(store.catalog.inits),
             registry_error=store.status.error,
-            quarantined=store.counts.quarantined,
+            quarantined=store.quarantined,
         )
 
     @router.get("/metrics", include_in_schema=False)

@@ -4,6 +4,7 @@
 * ``versions/<name>/<version>/``: evidence.json, recipe.yaml, pictures/, and card.json
 * ``quarantine/``: what failed verification, kept for inspection
 * ``incoming/``: downloads under way
+* ``locks/``: one file a version that is being brought; the lock ends with the process that holds it
 """
 
 from __future__ import annotations
@@ -14,21 +15,33 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from metainit import checkpoint
 from metainit.bounded import read_object
-from metainit.errors import CheckpointError, DigestError
+from metainit.errors import CheckpointError, DigestError, EndpointError
 from metainit.references import NAME
 from metainit.transfer import file_sha256
 from serving.catalog import Facts
 
 LOGGER = logging.getLogger("metainit.serving")
 CHECKPOINT_FILE = "checkpoint.safetensors"
+LOCK_SECONDS = 600.0
+"""How long a process waits for another one that brings the same version."""
+ABANDONED_SECONDS = 86400.0
+"""Age at which a download that nobody ended is swept away."""
 PICTURE_TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
+
+
+class NotReady(EndpointError):
+    """The store has not seen the registry yet, or cannot bring a version right now."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +57,42 @@ class Entry:
 
 
 class Cache:
-    """The folder of verified versions; processes may share it, since every step is one rename.
+    """The folder of verified versions; processes may share it.
 
-    A file that an earlier process left is verified once before this one serves it.
+    Every step is one rename, and a lock a version keeps two of them from bringing it at once. A file that
+    another process left is verified once before this one serves it.
     """
 
     def __init__(self, folder: Path) -> None:
         """Use a folder, which is made when the first version comes."""
         self.folder = folder
         self._verified: set[str] = set()
+
+    @contextmanager
+    def locked(self, facts: Facts) -> Iterator[None]:
+        """Keep other threads and processes from bringing a version while the block runs.
+
+        Raises:
+            NotReady: another one takes too long, or the lock cannot be made (a full disk).
+        """
+        where = self._version_folder(facts)
+        lock = FileLock(self.folder / "locks" / f"{where.parent.name}-{where.name}.lock", LOCK_SECONDS)
+        try:
+            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(poll_interval=0.01)
+        except OSError as error:
+            raise self._no_room(facts, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def sweep(self) -> None:
+        """Delete downloads that a process left when it was killed."""
+        with suppress(OSError):
+            for path in (self.folder / "incoming").iterdir():
+                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def blob(self, sha256: str) -> Path | None:
         """Return the file of a blob, or None where it is not at hand, or was damaged (then quarantined)."""
@@ -92,7 +132,8 @@ class Cache:
         """Bring a version in with `download`, verify it, and return it.
 
         Raises:
-            CheckpointError: it is damaged (it was put into quarantine), or the disk is full.
+            CheckpointError: it is damaged; it was put into quarantine.
+            NotReady: the disk is full, or cannot be written.
         """
         folder = self._version_folder(facts)
         incoming = self.folder / "incoming"
@@ -108,14 +149,17 @@ class Cache:
                     raise
                 self._keep(facts, artifact, folder, card)
         except OSError as error:
-            raise CheckpointError(
-                f"cannot bring {facts.reference} into {self.folder}: {error.strerror or error}; "
-                "free some space or choose another cache folder"
-            ) from error
+            raise self._no_room(facts, error) from error
         entry = self.open(facts)
         if entry is None:
-            raise CheckpointError(f"{facts.reference} vanished from {self.folder}; ask again")
+            raise NotReady(f"{facts.reference} vanished from {self.folder}; ask again")
         return entry
+
+    def _no_room(self, facts: Facts, error: OSError) -> NotReady:
+        return NotReady(
+            f"cannot bring {facts.reference} into {self.folder}: {error.strerror or error}; "
+            "free some space or choose another cache folder"
+        )
 
     def _verify(self, facts: Facts, path: Path) -> dict[str, Any]:
         """Check checksum and checkpoint, and return the card."""
@@ -149,11 +193,9 @@ class Cache:
         note = json.dumps({"sha256": facts.sha256, "card": card})
         (artifact / "card.json").write_text(note)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.replace(artifact, folder)
-        except OSError:  # an older or half-deleted copy stands there
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(artifact, folder)
+        if folder.exists():  # an older copy, or one whose blob was damaged: whoever reads it keeps it
+            os.replace(folder, artifact.with_name("older"))
+        os.replace(artifact, folder)
 
     def _blob_path(self, sha256: str) -> Path:
         return self.folder / "blobs" / f"{sha256}.safetensors"

@@ -5,8 +5,9 @@ A catalog never changes; the store replaces it as a whole, so a request sees one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -127,15 +128,25 @@ class Init:
     default: int
 
     @classmethod
-    def of(cls, name: str, versions: list[Any]) -> Init:
+    def of(cls, name: str, versions: Iterable[RegistryVersion]) -> Init:
         """Gather a name from its registered versions; there must be at least one."""
-        known = tuple(sorted((Facts.of(v) for v in versions), key=lambda f: -f.version))
-        aliases = {alias: v.version for v in versions for alias in v.aliases}
-        return cls(name, known, aliases, aliases.get(CHAMPION, known[0].version))
+        listed = list(versions)
+        aliases = {alias: v.version for v in listed for alias in v.aliases}
+        return cls.gathered(name, map(Facts.of, listed), aliases)
+
+    @classmethod
+    def gathered(cls, name: str, versions: Iterable[Facts], aliases: Mapping[str, int]) -> Init:
+        """Gather a name from its versions, at least one, and what its aliases mean."""
+        known = tuple(sorted(versions, key=lambda f: -f.version))
+        return cls(name, known, dict(aliases), aliases.get(CHAMPION, known[0].version))
+
+    @cached_property
+    def _by_number(self) -> dict[int, Facts]:
+        return {facts.version: facts for facts in self.versions}
 
     def find(self, version: int) -> Facts | None:
         """Return the facts of a version, or None."""
-        return next((facts for facts in self.versions if facts.version == version), None)
+        return self._by_number.get(version)
 
     def aliases_of(self, version: int) -> list[str]:
         """Return the aliases that mean a version, sorted."""
@@ -156,16 +167,25 @@ class Catalog:
 
     inits: Mapping[str, Init] = field(default_factory=dict)
 
+    def init(self, name: str) -> Init:
+        """Return a name.
+
+        Raises:
+            Missing: there is none; the text names the nearest one.
+        """
+        init = self.inits.get(name)
+        if init is None:
+            hint = suggestion(name, self.inits) if self.inits else "nothing is registered yet"
+            raise Missing(f"no initialization is named {name!r}; {hint}")
+        return init
+
     def find(self, reference: Reference) -> Facts:
         """Return the version that a reference means.
 
         Raises:
             Missing: there is no such name, alias or version; the text names the nearest ones.
         """
-        init = self.inits.get(reference.name)
-        if init is None:
-            hint = suggestion(reference.name, self.inits) if self.inits else "nothing is registered yet"
-            raise Missing(f"no initialization is named {reference.name!r}; {hint}")
+        init = self.init(reference.name)
         version = init.default if reference.version is None else reference.version
         if reference.alias is not None:
             if reference.alias not in init.aliases:
@@ -198,11 +218,13 @@ class Catalog:
             for alias, wanted in newer.aliases.items()
         }
         default = settle(newer.default, older.default if older else None)
+        if (aliases, default) == (dict(newer.aliases), newer.default):
+            return newer
         return Init(newer.name, newer.versions, aliases, default)
 
     def to_json(self) -> dict[str, Any]:
         """Return the catalog as a JSON value."""
-        return {"schema_version": 1, "inits": [asdict(init) for init in self.inits.values()]}
+        return {"schema_version": 1, "inits": [_init_json(init) for init in self.inits.values()]}
 
     @classmethod
     def from_json(cls, value: Any) -> Catalog:
@@ -226,3 +248,13 @@ class Catalog:
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a catalog: {error}") from error
         return cls({init.name: init for init in inits})
+
+
+def _init_json(init: Init) -> dict[str, Any]:
+    """Return a name as a JSON value; `dataclasses.asdict` copies, which takes seconds for many."""
+    return {
+        "name": init.name,
+        "versions": [vars(facts) for facts in init.versions],
+        "aliases": dict(init.aliases),
+        "default": init.default,
+    }

@@ -36,11 +36,15 @@ def build(registry_uri: str | None, home: str | None, cache: str, poll: float) -
     from pipelines.registry import Registry
     from serving.app import create_app
     from serving.late import LateRegistry
+    from serving.looking import following
     from serving.ray_predictor import RayPredictor
     from serving.store import Store
 
-    registry = LateRegistry(lambda: Registry(registry_uri))
-    return create_app(Store(registry, Path(cache), poll=poll), RayPredictor(APPLICATION))
+    def opened() -> Registry:
+        return Registry(registry_uri)
+
+    store = Store(LateRegistry(opened), Path(cache), poll=poll, look=following(opened))
+    return create_app(store, RayPredictor(APPLICATION))
 
 
 @dataclass

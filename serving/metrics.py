@@ -34,7 +34,7 @@ class Metrics:
         self._gauge("metainit_registry_stale", "1 if the last look failed", lambda: store.status.stale)
         self._gauge("metainit_pulled", "versions brought from the registry", lambda: store.counts.pulled)
         self._gauge("metainit_refused", "pulls that failed", lambda: store.counts.refused)
-        self._gauge("metainit_quarantined", "damaged versions", lambda: len(store.counts.quarantined))
+        self._gauge("metainit_quarantined", "damaged versions", lambda: len(store.quarantined))
 
     def _gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         Gauge(name, text, registry=self.registry).set_function(read)

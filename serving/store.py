@@ -1,45 +1,39 @@
 """The store: follows the registry in the background and serves verified files from the local cache.
 
 A version becomes visible under an alias only once its files are verified and on disk. When the
-registry cannot be reached, what is at hand keeps being served, also after a restart.
+registry cannot be reached, what is at hand keeps being served, also after a restart. One thread looks at
+the registry and another brings what its aliases mean, so that a large file holds no look up.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import re
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from metainit.checkpoint import write_atomically
-from metainit.errors import (
-    CheckpointError,
-    DigestError,
-    EndpointError,
-    MetainitError,
-    RegistryError,
-)
-from metainit.references import NAME, Reference
-from serving.cache import Cache, Entry
-from serving.catalog import Catalog, Facts, Init, Missing, Registry
+from metainit.errors import CheckpointError, MetainitError
+from metainit.references import Reference
+from serving.bringing import Bringer, Counts
+from serving.cache import Cache, Entry, NotReady
+from serving.catalog import Catalog, Missing, Registry
+from serving.looking import Gathering, Look, listing
 from serving.predictions import Predictions
+
+__all__ = ["Counts", "NotReady", "Status", "Store"]
 
 LOGGER = logging.getLogger("metainit.serving")
 GET_PATIENCE = 2.0
 """Seconds that a request for an unknown name waits for a look at the registry that is under way."""
-_T = TypeVar("_T")
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-class NotReady(EndpointError):
-    """The store has not seen the registry yet, or cannot bring a version right now."""
+START_PATIENCE = 2.0
+"""Seconds that a start waits for the versions that aliases mean; the rest comes while it serves."""
+LONGEST_PAUSE = 15.0
+"""Seconds between attempts to bring what cannot be brought, at most."""
+SETTLE_SECONDS = 0.5
+"""Time between moves to what has been brought so far, while more is being brought."""
 
 
 @dataclass(frozen=True)
@@ -58,41 +52,38 @@ class Status:
         return self.error is not None
 
 
-@dataclass
-class Counts:
-    """What the store has done so far, for the metrics."""
-
-    pulled: int = 0
-    refused: int = 0
-    refreshes: int = 0
-    failures: int = 0
-    quarantined: dict[str, str] = field(default_factory=dict)
-
-
 class Store:
     """Everything the endpoint serves.
 
     Args:
         registry: where versions come from.
-        folder: where verified copies are kept.
+        folder: where verified copies are kept; several processes may share it.
         poll: seconds between looks at the registry.
-        retry: seconds until a version that could not be brought is tried again.
+        retry: seconds until a damaged version is tried again.
+        look: how to look at the registry; all of it each time unless given.
     """
 
-    def __init__(self, registry: Registry, folder: Path, poll: float = 2.0, retry: float = 60.0) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        folder: Path,
+        poll: float = 2.0,
+        retry: float = 60.0,
+        look: Look | None = None,
+    ) -> None:
         """Open what an earlier process left in `folder`; `start` looks at the registry."""
-        self._registry = registry
         self._cache = Cache(folder)
         self._index = folder / "catalog.json"
-        self._poll, self._retry = poll, retry
-        self._catalog = self._remembered()
+        self._poll = poll
+        self._gathering = Gathering(look or listing(registry))
+        self._catalog = self._newest = self._remembered()
         self._status = Status()
-        self._entries = self._at_hand_from(self._catalog)
-        self._refused: dict[str, tuple[float, MetainitError]] = {}
-        self._refreshing, self._pulling = threading.Lock(), threading.Lock()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
         self.counts = Counts()
+        self._bringer = Bringer(registry, self._cache, self.counts, retry)
+        self._bringer.open(self._catalog)
+        self._refreshing, self._settling = threading.Lock(), threading.Lock()
+        self._stopping, self._changed, self._tried = threading.Event(), threading.Event(), threading.Event()
+        self._threads: list[threading.Thread] = []
         self.predictions = Predictions(folder / "predictions")
 
     @property
@@ -110,19 +101,38 @@ class Store:
         """Whether there is something to answer: the registry was seen, now or before a restart."""
         return self._status.refreshed is not None or bool(self._catalog.inits)
 
+    @property
+    def quarantined(self) -> dict[str, str]:
+        """Damaged versions and why: their files, or their tags in the registry."""
+        return {**self.counts.quarantined, **self._gathering.damaged}
+
     def start(self) -> None:
-        """Look at the registry once, then keep following it in a thread."""
-        self.refresh()
-        self._stopping.clear()
-        self._thread = threading.Thread(target=self._follow, name="metainit-store", daemon=True)
-        self._thread.start()
+        """Look at the registry, then keep following it in threads.
+
+        What an earlier process left is served at once; else this waits for the first look.
+        """
+        self._cache.sweep()
+        if not self.ready:
+            self.look()
+        for event in (self._stopping, self._tried):
+            event.clear()
+        self._changed.set()
+        self._threads = [
+            threading.Thread(target=target, name=f"metainit-store-{target.__name__}", daemon=True)
+            for target in (self._follow, self._fetch)
+        ]
+        for thread in self._threads:
+            thread.start()
+        self._tried.wait(START_PATIENCE)
 
     def stop(self) -> None:
-        """Stop following; waits for a look that is under way, at most 10 seconds."""
+        """Stop following; waits for what is under way, at most 10 seconds."""
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(timeout=10)
-            self._thread = None
+        self._changed.set()
+        deadline = time.monotonic() + 10
+        for thread in self._threads:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+        self._threads = []
 
     def at_hand(self, reference: Reference) -> Entry | None:
         """Return the version a reference means if its files are open already; never blocks.
@@ -130,7 +140,7 @@ class Store:
         Raises:
             Missing: there is no such version.
         """
-        return self._entries.get(self._catalog.find(reference).reference)
+        return self._bringer.entry(self._catalog.find(reference).reference)
 
     def get(self, reference: Reference) -> Entry:
         """Return the version a reference means, bringing it from the registry if need be.
@@ -143,9 +153,9 @@ class Store:
         try:
             facts = self._catalog.find(reference)
         except Missing:
-            self.refresh(younger_than=1.0, patience=GET_PATIENCE)  # it may have been registered a moment ago
+            self.look(younger_than=1.0, patience=GET_PATIENCE)  # it may have been registered a moment ago
             facts = self._catalog.find(reference)
-        return self._bring(facts)
+        return self._bringer.bring(facts)
 
     def blob(self, sha256: str) -> Path:
         """Return the file of a blob.
@@ -159,16 +169,20 @@ class Store:
         for init in self._catalog.inits.values():
             for facts in init.versions:
                 if facts.sha256 == sha256:
-                    return self._bring(facts).blob
+                    return self._bringer.bring(facts).blob
         raise Missing(f"no blob has the SHA-256 {sha256}")
 
-    def refresh(self, younger_than: float = 0.0, patience: float = -1.0) -> None:
-        """Look at the registry and move to what it says; a failure is kept in `status`.
+    def refresh(self) -> None:
+        """Look at the registry, bring what its aliases mean, and move to what it says."""
+        self.look()
+        self.bring()
+
+    def look(self, younger_than: float = 0.0, patience: float = -1.0) -> None:
+        """Look at the registry; a failure is kept in `status`. Aliases move as far as files are at hand.
 
         Args:
             younger_than: nothing is done where the last look is not older, in seconds.
-            patience: seconds to wait for a look that is under way, which may bring large files; negative
-                waits for its end.
+            patience: seconds to wait for a look that is under way; negative waits for its end.
         """
         if not self._refreshing.acquire(timeout=patience):
             return
@@ -177,100 +191,68 @@ class Store:
             if seen is not None and time.monotonic() - seen < younger_than:
                 return
             try:
-                newer = self._look()
+                inits = self._gathering.gather(self._newest.inits)
             except MetainitError as error:
                 self.counts.failures += 1
                 if not self._status.stale:
                     LOGGER.error("the registry cannot be reached, serving what is at hand: %s", error)
                 self._status = Status(seen, str(error))
                 return
-            for init in newer.inits.values():
-                for version in init.wanted():
-                    self._prepare(init, version)
-            settled = self._catalog.moved(newer, set(self._entries))
-            if settled != self._catalog:
-                self._remember(settled)
-            self._catalog = settled
+            if inits is not self._newest.inits:
+                self._settle(Catalog(inits))
+                self._changed.set()
             self.counts.refreshes += 1
             self._status = Status(time.monotonic())
         finally:
             self._refreshing.release()
 
-    def _follow(self) -> None:
-        while not self._stopping.wait(self._poll):
+    def bring(self) -> bool:
+        """Bring what aliases mean and is not at hand; return whether all of it is there now."""
+        complete, settled = True, time.monotonic()
+        for facts in self._bringer.missing(self._newest):
+            if self._stopping.is_set():
+                return False
             try:
-                self.refresh()
+                self._bringer.bring(facts)
+            except MetainitError:
+                complete = False  # logged and counted; the alias stays where it was
+            if time.monotonic() - settled > SETTLE_SECONDS:
+                self._settle()
+                settled = time.monotonic()
+        self._settle()
+        return complete
+
+    def _settle(self, newest: Catalog | None = None) -> None:
+        """Move to what the registry says, or said last, as far as the files are at hand."""
+        with self._settling:
+            self._newest = newest or self._newest
+            settled = self._catalog.moved(self._newest, self._bringer.at_hand)
+            if settled != self._catalog:
+                self._remember(settled)
+            self._catalog = settled
+
+    def _follow(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.look(younger_than=self._poll / 2)
             except Exception:  # the thread must outlive a surprise; it is logged in full
                 LOGGER.exception("a look at the registry failed")
+            self._stopping.wait(self._poll)
 
-    def _look(self) -> Catalog:
-        inits = {}
-        for name in _asked(self._registry.names, "list names"):
-            if not re.fullmatch(NAME, name):
-                continue
-            versions = _asked(partial(self._registry.versions, name), f"list {name}")
-            if versions:
-                inits[name] = Init.of(name, versions)
-        return Catalog(inits)
-
-    def _prepare(self, init: Init, version: int) -> None:
-        facts = init.find(version)
-        if facts is None:
-            return
-        try:
-            self._bring(facts)
-        except MetainitError:
-            pass  # logged and counted in _bring; the alias stays where it was
-
-    def _bring(self, facts: Facts) -> Entry:
-        key = facts.reference
-        entry = self._entries.get(key)
-        if entry is not None and entry.facts.sha256 == facts.sha256:
-            return entry
-        with self._pulling:
-            entry = self._entries.get(key)
-            if entry is None or entry.facts.sha256 != facts.sha256:
-                entry = self._cache.open(facts) or self._pull(facts)
-            self._entries[key] = entry
-            return entry
-
-    def _pull(self, facts: Facts) -> Entry:
-        key = f"{facts.reference}:{facts.sha256}"
-        refused = self._refused.get(key)
-        if refused is not None and time.monotonic() - refused[0] < self._retry:
-            raise type(refused[1])(str(refused[1]))
-        try:
-            entry = self._cache.add(facts, lambda folder: self._download(facts, folder))
-        except MetainitError as error:
-            self.counts.refused += 1
-            if isinstance(error, CheckpointError):
-                self._refused[key] = (time.monotonic(), error)
-                self.counts.quarantined[facts.reference] = str(error)
-            LOGGER.error("cannot bring %s: %s", facts.reference, error)
-            raise
-        self._refused.pop(key, None)
-        self.counts.quarantined.pop(facts.reference, None)
-        self.counts.pulled += 1
-        return entry
-
-    def _download(self, facts: Facts, folder: Path) -> Path:
-        def download() -> Path:
-            version = self._registry.resolve(facts.reference)
-            artifact: Path = self._registry.download(version, folder)
-            return artifact
-
-        try:
-            return _asked(download, f"download {facts.reference}")
-        except RegistryError as error:
-            if any(folder.glob("*.quarantine")):  # the registry found it damaged itself
-                raise DigestError(str(error)) from error
-            raise NotReady(f"{facts.reference} is not at hand: {error}") from error
-
-    def _at_hand_from(self, catalog: Catalog) -> dict[str, Entry]:
-        """Open what an earlier process left in the cache, so that it counts as at hand."""
-        wanted = (init.find(v) for init in catalog.inits.values() for v in init.wanted())
-        opened = (self._cache.open(facts) for facts in wanted if facts is not None)
-        return {entry.facts.reference: entry for entry in opened if entry is not None}
+    def _fetch(self) -> None:
+        pause: float | None = None  # until something changes
+        while True:
+            self._changed.wait(pause)
+            self._changed.clear()
+            if self._stopping.is_set():
+                return
+            try:
+                complete = self.bring()
+            except Exception:  # as above
+                LOGGER.exception("bringing versions failed")
+                complete = False
+            self._tried.set()
+            pause = None if complete else min(LONGEST_PAUSE, 2 * (pause or self._poll / 2))
 
     def _remembered(self) -> Catalog:
         try:
@@ -286,15 +268,3 @@ class Store:
             write_atomically(self._index, json.dumps(catalog.to_json()).encode())
         except CheckpointError as error:
             LOGGER.error("a restart without the registry would not know what to serve: %s", error)
-
-
-def _asked(question: Callable[[], _T], what: str) -> _T:
-    """Ask the registry; a foreign error becomes a RegistryError, a full disk of ours does not."""
-    try:
-        return question()
-    except MetainitError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in _DISK:
-            raise
-        raise RegistryError(f"the registry failed to {what}: {type(error).__name__}: {error}") from error

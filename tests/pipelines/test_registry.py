@@ -173,24 +173,6 @@ def test_models_of_others_are_left_alone(registry: Registry, make_folder: MakeFo
     assert registry.names() == ["faces"]
 
 
-def test_gc_keeps_what_an_alias_names_and_what_is_young(
-    registry: Registry, make_folder: MakeFolder, home: Path
-) -> None:
-    for seed in (1, 2, 3, 4):
-        registry.register(make_folder(seed), "faces")
-    registry.promote("faces/1")
-    assert registry.gc() == []  # all of them may still be waiting for the gate
-    assert [v.version for v in registry.gc(dry_run=True, older_than=0)] == [3, 2]
-    assert len(registry.versions("faces")) == 4
-    assert [v.version for v in registry.gc(older_than=0)] == [3, 2]
-    assert [v.version for v in registry.versions("faces")] == [4, 1]
-    assert len(list((home / "artifacts").rglob("checkpoint.safetensors"))) == 2
-    with pytest.raises(RegistryError, match="is champion"):
-        registry.delete("faces/1")
-    registry.delete("faces/4")
-    assert [v.version for v in registry.versions("faces")] == [1]
-
-
 def test_the_flavour_gives_the_tensors(make_folder: MakeFolder) -> None:
     model = _load_pyfunc(str(make_folder(1) / "checkpoint.safetensors"))
     assert isinstance(model, LoadedInitialization)

@@ -18,7 +18,7 @@ from tests.pipelines.conftest import MakeFolder, make_evidence
 
 app = typer.Typer()
 app.command("list")(commands.list_)
-for command in ("show", "pull", "promote", "rollback", "gc"):
+for command in ("show", "pull", "promote", "rollback"):
     app.command(command)(getattr(commands, command))
 
 
@@ -88,12 +88,6 @@ def test_promote_and_rollback(registry: Registry) -> None:
     assert call_json("promote", "faces", "3", "champion")["aliases"] == ["champion"]
     assert registry.aliases("faces") == {"champion": 3, "previous": 2}
     assert "faces/2 is champion" in call("rollback", "faces")
-
-
-def test_gc(registry: Registry, make_folder: MakeFolder) -> None:
-    registry.register(make_folder(5), "faces")
-    assert "would delete 0 version(s)" in call("gc", "--dry-run", "--keep", "0")
-    assert call_json("gc") == {"dry_run": False, "removed": []}
 
 
 def test_what_goes_wrong_has_a_status_and_a_way_out(registry: Registry) -> None:

@@ -18,6 +18,7 @@ import pytest
 from metainit.errors import RegistryError
 from metainit.places import data_folder
 from pipelines import tracking
+from pipelines.collecting import collect
 from pipelines.connection import connect
 from pipelines.gate import admit
 from pipelines.registry import Registry, load_source
@@ -188,7 +189,7 @@ def test_a_tracking_server_does_the_same(
     assert (tmp_path / "destination").is_dir() and registry.evidence(better) is not None
     assert registry.rollback("faces").version == 1
     third = registry.register(make_folder(3), "faces")
-    assert registry.gc(older_than=0) == []
+    assert collect(registry, delete=True, older_than=0).goes == ()
     registry.delete(third.reference)
     assert [v.version for v in registry.versions("faces")] == [2, 1]
 

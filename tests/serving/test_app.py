@@ -193,3 +193,25 @@ def test_openapi_names_every_route(http: httpx.Client) -> None:
         assert "/v1/inits/{reference}" + tail in paths
         assert "/v1/inits/{name}/versions/{version}" + tail in paths
     assert {"/v1/inits", "/v1/blobs/{sha256}", "/healthz", "/readyz"} <= set(paths)
+
+
+def test_versions_come_a_page_at_a_time_and_a_list_holds_the_newest(
+    http: httpx.Client, shelf: Shelf, store: Store
+) -> None:
+    for seed in range(30):
+        shelf.add("many", seed, elements=4)
+    shelf.point("many", "champion", 2)
+    store.look()
+    (line,) = (item for item in http.get("/v1/inits").json()["items"] if item["name"] == "many")
+    assert [v["version"] for v in line["versions"]] == [*range(30, 10, -1), 2]
+    assert (line["count"], line["default"]) == (30, 2)
+    address, seen = line["versions_url"] + "?limit=7", []
+    while address:
+        page = http.get(address).json()
+        seen += [v["version"] for v in page["items"]]
+        assert len(page["items"]) <= 7
+        address = page["next"]
+    assert seen == list(range(30, 0, -1))
+    assert http.get("/v1/inits/nobody/versions").status_code == 404
+    assert http.get("/v1/inits/many/versions?limit=0").status_code == 422
+    assert http.get("/v1/inits/many/versions?before=1").json() == {"items": [], "next": None}

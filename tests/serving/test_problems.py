@@ -12,6 +12,7 @@ from serving.catalog import Missing
 from serving.problems import TABLE, RangeNotSatisfiable, kind_of
 from serving.store import NotReady, Store
 from tests.serving.inprocess import InProcess
+from tests.serving.shelf import Shelf
 
 
 @pytest.mark.parametrize(
@@ -56,8 +57,8 @@ def test_an_unexpected_error_keeps_its_details_in_the_log(store: Store) -> None:
     assert "secret" not in answer.text
 
 
-def test_not_ready_says_when_to_come_back(store: Store) -> None:
-    store._registry.gone = True  # type: ignore[attr-defined]
+def test_not_ready_says_when_to_come_back(store: Store, shelf: Shelf) -> None:
+    shelf.gone = True
     with InProcess(create_app(store)) as transport, httpx.Client(transport=transport) as http:
         answer = http.get("http://endpoint/readyz")
     assert answer.status_code == 503 and answer.headers["retry-after"] == "2"

@@ -175,8 +175,11 @@ def test_a_full_disk_loses_nothing(store: Store, shelf: Shelf, monkeypatch: pyte
     store.refresh()
     assert version(store, "faces") == 2, "this one was at hand"
     assert version(store, "ct") == 1, "the new one could not be stored, so the old one stays"
-    with pytest.raises(CheckpointError, match="free some space"):
+    with pytest.raises(NotReady, match="free some space"):
         store.get(Reference.parse("ct/2"))
+    assert not store.quarantined
+    monkeypatch.undo()
+    assert version(store, "ct/2") == 2, "as soon as there is room again"
 
 
 def test_a_new_name_is_found_without_waiting_for_the_next_look(

@@ -1,0 +1,128 @@
+"""Versions at hand, and bringing the others: verified, once, and not again at once where it failed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from metainit.errors import CheckpointError, DigestError, MetainitError, RegistryError
+from serving.cache import Cache, Entry, NotReady
+from serving.catalog import Catalog, Facts, Registry
+from serving.looking import asked
+
+LOGGER = logging.getLogger("metainit.serving")
+
+
+@dataclass
+class Counts:
+    """What the store has done so far, for the metrics."""
+
+    pulled: int = 0
+    refused: int = 0
+    refreshes: int = 0
+    failures: int = 0
+    quarantined: dict[str, str] = field(default_factory=dict)
+
+
+class Bringer:
+    """The versions whose files are verified and on disk.
+
+    Args:
+        registry: where versions come from.
+        cache: where verified copies are kept.
+        counts: what is done is counted there.
+        retry: seconds until a damaged version is tried again.
+    """
+
+    def __init__(self, registry: Registry, cache: Cache, counts: Counts, retry: float) -> None:
+        """Have nothing at hand yet."""
+        self._registry, self._cache, self._counts, self._retry = registry, cache, counts, retry
+        self._entries: dict[str, Entry] = {}
+        self._refused: dict[str, tuple[float, MetainitError]] = {}
+
+    @property
+    def at_hand(self) -> set[str]:
+        """The references of the versions at hand."""
+        return set(self._entries)
+
+    def entry(self, reference: str) -> Entry | None:
+        """Return a version at hand; one whose file another process took away is forgotten."""
+        entry = self._entries.get(reference)
+        if entry is not None and not entry.blob.is_file():
+            self._entries.pop(reference, None)
+            return None
+        return entry
+
+    def open(self, catalog: Catalog) -> None:
+        """Take what an earlier process left in the cache of what a catalog wants."""
+        for facts in wanted(catalog):
+            entry = self._cache.open(facts)
+            if entry is not None:
+                self._entries[facts.reference] = entry
+
+    def missing(self, catalog: Catalog) -> list[Facts]:
+        """Return the versions that a catalog wants and that are not at hand."""
+        return [facts for facts in wanted(catalog) if self._have(facts) is None]
+
+    def bring(self, facts: Facts) -> Entry:
+        """Return a version, from the cache or else from the registry.
+
+        Raises:
+            NotReady: the registry cannot give it now, or there is no room for it.
+            CheckpointError: what the registry gives is damaged.
+        """
+        entry = self._have(facts) or self._cache.open(facts)
+        if entry is None:
+            with self._cache.locked(facts):
+                entry = self._have(facts) or self._cache.open(facts) or self._pull(facts)
+        self._entries[facts.reference] = entry
+        return entry
+
+    def _have(self, facts: Facts) -> Entry | None:
+        entry = self.entry(facts.reference)
+        return entry if entry is not None and entry.facts.sha256 == facts.sha256 else None
+
+    def _pull(self, facts: Facts) -> Entry:
+        key = f"{facts.reference}:{facts.sha256}"
+        refused = self._refused.get(key)
+        if refused is not None and time.monotonic() - refused[0] < self._retry:
+            raise type(refused[1])(str(refused[1]))
+        try:
+            entry = self._cache.add(facts, partial(self._download, facts))
+        except MetainitError as error:
+            self._counts.refused += 1
+            if isinstance(error, CheckpointError):
+                self._refused[key] = (time.monotonic(), error)
+                self._counts.quarantined[facts.reference] = str(error)
+            LOGGER.error("cannot bring %s: %s", facts.reference, error)
+            raise
+        self._refused.pop(key, None)
+        self._counts.quarantined.pop(facts.reference, None)
+        self._counts.pulled += 1
+        return entry
+
+    def _download(self, facts: Facts, folder: Path) -> Path:
+        def download() -> Path:
+            version = self._registry.resolve(facts.reference)
+            artifact: Path = self._registry.download(version, folder)
+            return artifact
+
+        try:
+            return asked(download, f"download {facts.reference}")
+        except RegistryError as error:
+            if any(folder.glob("*.quarantine")):  # the registry found it damaged itself
+                raise DigestError(str(error)) from error
+            raise NotReady(f"{facts.reference} is not at hand: {error}") from error
+
+
+def wanted(catalog: Catalog) -> Iterable[Facts]:
+    """Yield the versions to hold at hand: those that a bare name or an alias means."""
+    for init in catalog.inits.values():
+        for number in sorted(init.wanted(), reverse=True):
+            facts = init.find(number)
+            if facts is not None:
+                yield facts
