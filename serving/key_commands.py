@@ -18,7 +18,7 @@ from serving.keys import Key, Made
 from serving.scopes import SCOPES
 
 P = ParamSpec("P")
-File = Annotated[Path | None, typer.Option("--file", help="file of keys; default: keys.json in METAINIT_HOME")]
+File = Annotated[Path | None, typer.Option("--file", help="file of keys; default: in METAINIT_HOME")]
 AsJson = Annotated[bool, typer.Option("--json", help="answer in JSON")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="id of the key, as `metainit keys list` shows it")]
 

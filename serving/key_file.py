@@ -57,7 +57,9 @@ def read(path: Path) -> Keys:
                 raise KeyFileError(f"other users can read or write {path}: chmod 600 {path}")
             content = stream.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
-        raise KeyFileError(f"there are no keys at {path}; make one: metainit keys make --file {path}") from error
+        raise KeyFileError(
+            f"there are no keys at {path}; make one: metainit keys make --file {path}"
+        ) from error
     except OSError as error:
         raise KeyFileError(f"cannot read the keys {path}: {error.strerror or error}") from error
     if len(content) > MAX_BYTES:

@@ -73,9 +73,7 @@ class Made(NamedTuple):
         return f"Made(key={self.key.id})"
 
 
-def make(
-    scopes: Iterable[str], now: datetime, label: str = "", lifetime: timedelta | None = None
-) -> Made:
+def make(scopes: Iterable[str], now: datetime, label: str = "", lifetime: timedelta | None = None) -> Made:
     """Make a key.
 
     Raises:

@@ -72,7 +72,9 @@ class EndpointSettings(BaseModel):
     traces: AnyHttpUrl | None = Field(None, description="OTLP/HTTP address that takes OpenTelemetry traces")
     traced_share: float = Field(1.0, ge=0, le=1, description="share of requests that are traced")
     replicas: int = Field(1, ge=1, le=1000, description="processes that answer")
-    least_free_bytes: int = Field(256 << 20, ge=0, description="less free disk than this is not ready for new")
+    least_free_bytes: int = Field(
+        256 << 20, ge=0, description="with less free disk, the store counts as full"
+    )
 
     @field_validator("rates")
     @classmethod
