@@ -151,8 +151,8 @@ def answer(request: Request, error: Exception) -> JSONResponse:
     """Answer an exception; what nobody expected is logged in full and told without detail."""
     kind = kind_of(error)
     if kind.status == 500:
-        LOGGER.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    body = problem(kind.status, kind.name, kind.title, _detail(error), request.url.path)
+        LOGGER.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
+    body = problem(kind.status, kind.name, kind.title, _detail(error), request.scope["path"])
     body.update(_noted(request, kind.name))
     return JSONResponse(body, kind.status, _headers(error, kind), MEDIA_TYPE)
 
@@ -161,8 +161,8 @@ def answer_http(request: Request, error: Exception) -> JSONResponse:
     """Answer what the router itself refuses: an unknown path, a wrong method."""
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
-    detail = f"{request.method} {request.url.path}: {error.detail}; the routes are listed at /docs"
-    body = problem(error.status_code, "http", phrase, detail, request.url.path)
+    detail = f"{request.method} {request.scope['path']}: {error.detail}; the routes are listed at /docs"
+    body = problem(error.status_code, "http", phrase, detail, request.scope["path"])
     body.update(_noted(request, "http"))
     headers = {**(error.headers or {}), "cache-control": "no-store"}
     return JSONResponse(body, error.status_code, headers, MEDIA_TYPE)

@@ -41,6 +41,7 @@ class Seen:
     route: str = "unmatched"
     began: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0
+    trace: str | None = None
 
     def may(self, scope: Scope) -> bool:
         """Return whether the caller has a scope."""

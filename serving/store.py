@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,8 @@ from serving.predictions import Predictions
 LOGGER = logging.getLogger("metainit.serving")
 GET_PATIENCE = 2.0
 """Seconds that a request for an unknown name waits for a look at the registry that is under way."""
+LATE_SECONDS = 30.0
+"""How much longer than three looks a look may take before what is served counts as stale."""
 _T = TypeVar("_T")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -83,7 +86,8 @@ class Store:
         """Open what an earlier process left in `folder`; `start` looks at the registry."""
         self._registry = registry
         self._cache = Cache(folder)
-        self._index = folder / "catalog.json"
+        self._folder, self._index = folder, folder / "catalog.json"
+        self._made = time.monotonic()
         self._poll, self._retry = poll, retry
         self._catalog = self._remembered()
         self._status = Status()
@@ -104,6 +108,27 @@ class Store:
     def status(self) -> Status:
         """How the last look at the registry went."""
         return self._status
+
+    def stale_for(self) -> float | None:
+        """Return the seconds since the registry was last in reach, or None while it is.
+
+        A look that fails makes what is served stale, and so does one that does not end. Before the first
+        look that succeeds, the seconds count from the start of this store.
+        """
+        status = self._status
+        passed = time.monotonic() - (self._made if status.refreshed is None else status.refreshed)
+        late = passed > 3 * self._poll + LATE_SECONDS
+        return passed if status.stale or late else None
+
+    def free_bytes(self) -> int | None:
+        """Return how much disk is left for further versions, or None where that cannot be told."""
+        folder = self._folder
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            return None
 
     @property
     def ready(self) -> bool:
