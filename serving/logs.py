@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
@@ -17,8 +18,10 @@ from serving.seen import Seen
 from serving.settings import EndpointSettings
 
 ROOT = "metainit"
+LOGGER = logging.getLogger("metainit.serving")
 REQUESTS = logging.getLogger("metainit.requests")
 EXTRA = "metainit_fields"
+LOOK_SECONDS = 1.0
 UNWATCHED = frozenset({"/healthz", "/readyz"})
 """Asked every few seconds by whatever keeps the endpoint alive; not worth a line."""
 
@@ -64,6 +67,43 @@ class Private(WatchedFileHandler):
         return open(self.baseFilename, self.mode, encoding=self.encoding, opener=private)
 
 
+class Lines:
+    """Appends lines to a file that its owner alone can read; opened anew when it was moved away.
+
+    A line is one write, so that processes which share the file do not cut into each other's lines. One that
+    cannot be written is told to the log.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Open the file, so that a bad path is found at the start."""
+        self.file, self._looked = file, time.monotonic()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._handle = self._open()
+
+    def append(self, line: str) -> None:
+        """Append one line."""
+        try:
+            now = time.monotonic()
+            if now - self._looked >= LOOK_SECONDS:
+                self._looked = now
+                self._follow()
+            os.write(self._handle, f"{line}\n".encode())
+        except OSError as error:
+            LOGGER.error("cannot write %s: %s: %s", self.file, error.strerror or error, line)
+
+    def _open(self) -> int:
+        return os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def _follow(self) -> None:
+        try:
+            moved = not os.path.samestat(os.stat(self.file), os.fstat(self._handle))
+        except FileNotFoundError:
+            moved = True
+        if moved:
+            before, self._handle = self._handle, self._open()
+            os.close(before)
+
+
 def configure(settings: EndpointSettings) -> logging.Handler:
     """Write the log of this process in the form and to the place that the settings name.
 
@@ -93,16 +133,13 @@ def log_request(note: Seen) -> None:
 
 def audit_to(file: Path) -> Sink:
     """Return a sink that appends a JSON line for each request: who, what, how it ended."""
-    handler = Private(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.Logger("metainit.audit")  # none of the tree: it goes to its file and nowhere else
-    logger.addHandler(handler)
+    lines = Lines(file)
 
     def audit(note: Seen) -> None:
         if note.path in UNWATCHED:
             return
         line = {"time": _moment(), "request_id": note.request_id, **_facts(note)}
-        logger.info("%s", redacted(json.dumps(line)))
+        lines.append(redacted(json.dumps(line)))
 
     return audit
 
