@@ -121,7 +121,7 @@ def start(
         settings: keys, limits, TLS and what the endpoint tells of itself.
 
     Raises:
-        EndpointError: the port is in use, Serve already runs in this Ray, it did not start, or the keys or the
+        EndpointError: the port is in use, Serve already runs in this Ray, it did not start, or keys or
             certificate cannot be used.
     """
     settings = settings or EndpointSettings()
