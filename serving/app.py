@@ -64,6 +64,7 @@ def create_app(
         summary="Initial weights over HTTP",
         lifespan=lifespan,
         root_path=settings.base_path,
+        redirect_slashes=False,  # the redirect would name whatever host the client names
     )
     problems.install(app)
     limits = limits or Limits(waiting=settings.queue)

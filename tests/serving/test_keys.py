@@ -43,7 +43,15 @@ def test_a_token_finds_its_key_and_no_other_does() -> None:
     known = {made.key.id: made.key, other.key.id: other.key}
     assert keys.find(known, made.token) == made.key
     swapped = f"mi_{made.key.id}_{other.token.split('_')[2]}"
-    for wrong in (swapped, made.token[:-1], made.token + "0", made.token.upper(), "", "mi__", other.key.sha256):
+    for wrong in (
+        swapped,
+        made.token[:-1],
+        made.token + "0",
+        made.token.upper(),
+        "",
+        "mi__",
+        other.key.sha256,
+    ):
         assert keys.find(known, wrong) is None
     assert keys.find({}, made.token) is None
 
@@ -219,7 +227,9 @@ def test_a_ring_follows_its_file(file: Path) -> None:
 
 def test_the_commands_make_list_rotate_and_revoke(file: Path) -> None:
     where = ("--file", str(file))
-    made = json.loads(run("make", "--scope", "read", "--scope", "predict", "--label", "lab", *where, "--json"))
+    made = json.loads(
+        run("make", "--scope", "read", "--scope", "predict", "--label", "lab", *where, "--json")
+    )
     assert made["scopes"] == ["read", "predict"] and made["expires"] is None
     found = keys.find(key_file.read(file), made["token"])
     assert found is not None and found.id == made["id"]
