@@ -103,13 +103,16 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether it can answer, and whether the registry behind it can be reached."""
+    """Whether it can answer, and what is wrong behind it; without a key, where keys are on, no details."""
 
     ready: bool
-    stale: bool
-    inits: int
+    stale: bool | None = Field(None, description="whether the registry is out of reach")
+    stale_seconds: float | None = Field(None, description="for how long it has been")
+    inits: int | None = None
     registry_error: str | None = Field(None, description="why the last look at the registry failed")
-    quarantined: dict[str, str] = Field(default_factory=dict)
+    quarantined: dict[str, str] | None = Field(None, description="versions that are damaged, and how")
+    disk_full: bool | None = Field(None, description="whether further versions may find no room")
+    disk_free_bytes: int | None = None
 
 
 def base_of(request: Request) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -13,42 +13,67 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Redire
 from metainit.client import KIND_HEADER
 from metainit.references import Reference
 from serving import answers, problems
+from serving.bounds import Load
 from serving.cache import PICTURE_TYPES, Entry
-from serving.catalog import Missing
+from serving.catalog import Init, Missing
+from serving.edge import surround
 from serving.files import answer_file
-from serving.metrics import Measured, Metrics
+from serving.metrics import Metrics
+from serving.peers import Door
 from serving.prediction import Limits, Predicting
 from serving.prediction_routes import predictions
 from serving.predictor import LocalPredictor, Predictor
-from serving.store import NotReady, Store
+from serving.readiness import readiness
+from serving.seen import seen
+from serving.settings import EndpointSettings
+from serving.store import Store
 from serving.version_routes import version_pages
 
 WEIGHTS_TYPE = "application/vnd.safetensors"
 IMMUTABLE = "public, max-age=31536000, immutable"
+PRIVATE = "private, max-age=31536000, immutable"
 REVALIDATE = "no-cache"
 
 
-def create_app(store: Store, predictor: Predictor | None = None, limits: Limits | None = None) -> FastAPI:
+def create_app(
+    store: Store,
+    predictor: Predictor | None = None,
+    limits: Limits | None = None,
+    settings: EndpointSettings | None = None,
+    door: Door | None = None,
+) -> FastAPI:
     """Return the app over a store; its lifespan starts and stops the store.
 
     Args:
         store: what is served.
         predictor: answers requests for predictions; one in this process where it is None.
         limits: of a prediction.
+        settings: keys, limits and what the endpoint tells of itself.
+        door: the proxy that every request has to come through, if there is one.
     """
+    settings = settings or EndpointSettings()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await anyio.to_thread.run_sync(store.start)
         yield
         await anyio.to_thread.run_sync(store.stop)
+        await anyio.to_thread.run_sync(edge.stop)
 
-    app = FastAPI(title="metainit", summary="Initial weights over HTTP", lifespan=lifespan)
+    app = FastAPI(
+        title="metainit",
+        summary="Initial weights over HTTP",
+        lifespan=lifespan,
+        root_path=settings.base_path,
+        redirect_slashes=False,  # the redirect would name whatever host the client names
+    )
     problems.install(app)
-    metrics = Metrics(store)
+    limits = limits or Limits(waiting=settings.queue)
     predicting = Predicting(predictor or LocalPredictor(), store.predictions, limits)
-    app.add_middleware(Measured, metrics=metrics)
-    app.include_router(_operations(store, metrics))
+    load = Load()
+    metrics = Metrics(store, load, lambda: predicting.under_way)
+    edge = surround(app, settings, load, metrics.count, store.stale_for, door)
+    app.include_router(_operations(store, metrics, settings))
     app.include_router(_list(store))
     app.include_router(version_pages(store))
     for prefix, pick in (
@@ -57,7 +82,7 @@ def create_app(store: Store, predictor: Predictor | None = None, limits: Limits 
     ):
         app.include_router(_init(store, pick, prefix))
         app.include_router(predictions(predicting, pick, prefix))
-    app.include_router(_blobs(store))
+    app.include_router(_blobs(store, PRIVATE if settings.keys else IMMUTABLE))
     return app
 
 
@@ -132,7 +157,7 @@ def _init(store: Store, pick: Pick, prefix: str) -> APIRouter:
             have = ", ".join(entry.pictures) or "none"
             raise Missing(f"{entry.facts.reference} has no picture {picture!r}; it has: {have}")
         media_type = PICTURE_TYPES[path.suffix.lower()]
-        headers = {"cache-control": REVALIDATE, "x-content-type-options": "nosniff"}
+        headers = {"cache-control": REVALIDATE}
         if media_type == "image/svg+xml":
             headers["content-security-policy"] = "default-src 'none'; style-src 'unsafe-inline'"
         return FileResponse(path, media_type=media_type, headers=headers)
@@ -155,7 +180,7 @@ def _init(store: Store, pick: Pick, prefix: str) -> APIRouter:
     return router
 
 
-def _blobs(store: Store) -> APIRouter:
+def _blobs(store: Store, caching: str) -> APIRouter:
     router = APIRouter(prefix="/v1/blobs", tags=["blobs"])
 
     @router.head("/{sha256}", include_in_schema=False)
@@ -163,12 +188,12 @@ def _blobs(store: Store) -> APIRouter:
     async def blob(request: Request, sha256: str) -> Response:
         """The bytes with this SHA-256: they never change, so any cache may keep them for ever."""
         path = await anyio.to_thread.run_sync(store.blob, sha256)
-        return answer_file(request, path, sha256, WEIGHTS_TYPE, {"cache-control": IMMUTABLE})
+        return answer_file(request, path, sha256, WEIGHTS_TYPE, {"cache-control": caching})
 
     return router
 
 
-def _operations(store: Store, metrics: Metrics) -> APIRouter:
+def _operations(store: Store, metrics: Metrics, settings: EndpointSettings) -> APIRouter:
     router = APIRouter(tags=["operations"])
 
     @router.get("/healthz")
@@ -176,18 +201,10 @@ def _operations(store: Store, metrics: Metrics) -> APIRouter:
         """Whether the process lives."""
         return answers.Health()
 
-    @router.get("/readyz")
-    async def ready() -> answers.Readiness:
-        """Whether requests can be answered, and whether the registry is in reach."""
-        if not store.ready:
-            raise NotReady(f"the registry was never reached: {store.status.error or 'still looking'}")
-        return answers.Readiness(
-            ready=True,
-            stale=store.status.stale,
-            inits=len(store.catalog.inits),
-            registry_error=store.status.error,
-            quarantined=store.quarantined,
-        )
+    @router.get("/readyz", response_model_exclude_none=True)
+    async def ready(request: Request) -> answers.Readiness:
+        """Whether requests can be answered, and what is wrong behind: registry, disk, damaged versions."""
+        return readiness(store, settings.least_free_bytes, told=seen(request.scope).may("read"))
 
     @router.get("/metrics", include_in_schema=False)
     async def show_metrics() -> Response:
@@ -197,7 +214,8 @@ def _operations(store: Store, metrics: Metrics) -> APIRouter:
     async def index(request: Request) -> Response:
         base = answers.base_of(request)
         if "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(_page(store, base))
+            names = store.catalog.inits if seen(request.scope).may("read") else {}
+            return HTMLResponse(_page(names, base))
         links = {
             "inits": f"{base}/v1/inits",
             "openapi": f"{base}/openapi.json",
@@ -208,15 +226,15 @@ def _operations(store: Store, metrics: Metrics) -> APIRouter:
     return router
 
 
-def _page(store: Store, base: str) -> str:
+def _page(inits: Mapping[str, Init], base: str) -> str:
     """A plain page of links; names are safe in HTML, since their pattern admits no markup."""
     lines = "".join(
         f'<li><a href="{base}/v1/inits/{name}">{name}</a> ({len(init.versions)} versions)</li>'
-        for name, init in sorted(store.catalog.inits.items())
+        for name, init in sorted(inits.items())
     )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>metainit</title>'
         "<h1>metainit</h1>"
-        f"<ul>{lines or '<li>nothing is registered yet</li>'}</ul>"
+        f"<ul>{lines or '<li>there is nothing to show</li>'}</ul>"
         f'<p><a href="{base}/docs">API</a> <a href="{base}/metrics">metrics</a></p></html>'
     )

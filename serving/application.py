@@ -14,6 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metainit.errors import EndpointError
 from serving.deployments import REPLICA_CPUS, build, default_cache
+from serving.peers import Door
+from serving.settings import EndpointSettings
+
+SPARE = 64
+"""Requests that a replica takes from Ray above its own limit, to refuse them itself or to answer probes."""
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -24,8 +29,8 @@ class Arguments(BaseModel):
     """What is served and by how many processes.
 
     Example:
-        >>> Arguments(registry='http://mlflow:5000', replicas=2).poll
-        2.0
+        >>> Arguments(registry='http://mlflow:5000', settings={'replicas': 2}).settings.replicas
+        2
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,8 +38,10 @@ class Arguments(BaseModel):
     registry: str | None = Field(None, description="address of the registry; default: the configured one")
     cache: Path | None = Field(None, description="folder of verified copies; default: in METAINIT_HOME")
     poll: float = Field(2.0, gt=0, description="seconds between looks at the registry")
-    replicas: int = Field(1, ge=1, description="processes that answer; their cache has to be one folder")
     predictors: int = Field(2, ge=1, description="processes that predict weights, at most")
+    settings: EndpointSettings = Field(
+        EndpointSettings(), description="keys, limits, and how many replicas share the folder of copies"
+    )
 
 
 def app(args: dict[str, Any]) -> Application:
@@ -52,29 +59,31 @@ def app(args: dict[str, Any]) -> Application:
     return bound(arguments, {})
 
 
-def bound(arguments: Arguments, options: Mapping[str, Any]) -> Application:
-    """Return the endpoint's deployments; `options` go to every actor of theirs, beside its own."""
+def bound(arguments: Arguments, options: Mapping[str, Any], door: Door | None = None) -> Application:
+    """Return the endpoint's deployments; `options` go to every actor of theirs, beside its own.
+
+    `door`: the proxy that every request has to come through, if there is one.
+    """
     from ray import serve
 
     from serving import ray_predictor
-    from serving.prediction import Limits
 
     home = os.environ.get("METAINIT_HOME")
     cache = str((arguments.cache or default_cache()).absolute())
-    registry, poll = arguments.registry, arguments.poll
+    registry, poll, settings = arguments.registry, arguments.poll, arguments.settings
 
     def make() -> FastAPI:
-        return build(registry, home, cache, poll)
+        return build(registry, home, cache, poll, settings, door)
 
     deployment: Any = serve.deployment(
         serve.ingress(make)(),
         name="endpoint",
-        num_replicas=arguments.replicas,
-        max_ongoing_requests=256,
-        graceful_shutdown_timeout_s=5,
+        num_replicas=settings.replicas,
+        max_ongoing_requests=settings.in_flight + SPARE,
+        graceful_shutdown_timeout_s=settings.drain_seconds,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": REPLICA_CPUS, **options},
     )
-    predictor = ray_predictor.deployment(arguments.predictors, Limits().waiting, home, dict(options))
+    predictor = ray_predictor.deployment(arguments.predictors, settings.queue, home, dict(options))
     made: Application = deployment.bind(predictor)
     return made

@@ -18,7 +18,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from metainit.errors import EndpointError
+from serving.front_door import check_certificate, open_door, trusting
 from serving.haproxy import FastPath, binary, fast_path
+from serving.key_file import read
+from serving.peers import Door
+from serving.settings import EndpointSettings
 from serving.startup import Clock, bounded, check_port, reachable
 
 if TYPE_CHECKING:
@@ -27,24 +31,37 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("metainit.serving")
 APPLICATION = "metainit"
 REPLICA_CPUS = 0.1
+STOP_SECONDS = 20.0
+"""What a stop takes at most beside the drain."""
 
 
-def build(registry_uri: str | None, home: str | None, cache: str, poll: float) -> FastAPI:
+def build(
+    registry_uri: str | None,
+    home: str | None,
+    cache: str,
+    poll: float,
+    settings: EndpointSettings | None = None,
+    door: Door | None = None,
+) -> FastAPI:
     """Make the app in the process of the replica; everything it needs arrives as an argument."""
     if home is not None:
         os.environ["METAINIT_HOME"] = home
     from pipelines.registry import Registry
+    from serving import logs
     from serving.app import create_app
     from serving.late import LateRegistry
     from serving.looking import following
     from serving.ray_predictor import RayPredictor
     from serving.store import Store
 
+    settings = settings or EndpointSettings()
+    logs.configure(settings)
+
     def opened() -> Registry:
         return Registry(registry_uri)
 
     store = Store(LateRegistry(opened), Path(cache), poll=poll, look=following(opened))
-    return create_app(store, RayPredictor(APPLICATION))
+    return create_app(store, RayPredictor(APPLICATION), settings=settings, door=door)
 
 
 @dataclass
@@ -55,6 +72,7 @@ class Endpoint:
     seconds: dict[str, float] = field(default_factory=dict)
     _fast: FastPath | None = None
     _owns_ray: bool = False
+    _drain: float = 5.0
 
     def stop(self) -> None:
         """Stop serving, and the local Ray too if this started it; a second call does nothing."""
@@ -64,7 +82,7 @@ class Endpoint:
             return
         self.url = ""
         if ray.is_initialized():
-            _stop_serve()
+            _stop_serve(STOP_SECONDS + self._drain)
         if self._owns_ray:
             ray.shutdown()
         if self._fast is not None:
@@ -89,6 +107,7 @@ def start(
     patience: float = 120.0,
     predictors: int = 2,
     prepared: FastPath | None = None,
+    settings: EndpointSettings | None = None,
 ) -> Endpoint:
     """Serve a registry on Ray Serve and return once the first request can be answered.
 
@@ -101,11 +120,17 @@ def start(
         patience: seconds until a start-up that does not end is given up.
         predictors: how many processes predict at most; none is there before one is needed.
         prepared: what `prepare` gave before Ray was started, if it was called.
+        settings: keys, limits, TLS and what the endpoint tells of itself.
 
     Raises:
-        EndpointError: the port is in use, Serve already runs in this Ray, or it did not start.
+        EndpointError: the port is in use, Serve already runs in this Ray, it did not start, or keys or
+            certificate cannot be used.
     """
+    settings = settings or EndpointSettings()
     check_port(host, port)
+    if settings.keys is not None:
+        read(settings.keys)
+    check_certificate(settings)
     clock = Clock(patience)
     fast = prepared or prepare()
     owns = _ensure_ray()
@@ -113,11 +138,15 @@ def start(
     if fast is not None and prepared is None and not owns:
         passed = {"runtime_env": {"env_vars": dict(fast.environment)}}
     clock.lap("ray")
-    endpoint = Endpoint(f"http://{reachable(host)}:{port}", clock.laps, fast, owns)
+    scheme = "https" if settings.certificate else "http"
+    url = f"{scheme}://{reachable(host)}:{port}"
+    endpoint = Endpoint(url, clock.laps, fast, owns, settings.drain_seconds)
     try:
-        arguments = (host, port, registry_uri, cache, poll, predictors, passed, clock)
+        door = None if fast is None else open_door(fast.folder, host, port, settings)
+        inner = "127.0.0.1" if door is not None and owns and ":" not in host else host
+        arguments = (inner, port, registry_uri, cache, poll, predictors, passed, clock, settings, door)
         bounded(partial(_deploy, *arguments), clock)
-        _wait_until_ready(endpoint.url, clock)
+        _wait_until_ready(endpoint.url, clock, settings)
     except BaseException:
         endpoint.stop()
         raise
@@ -177,7 +206,10 @@ def _deploy(
     predictors: int,
     passed: dict[str, Any],
     clock: Clock,
+    settings: EndpointSettings,
+    door: Door | None,
 ) -> None:
+    """Start Serve; `host` is where replicas listen, who stand behind the door if there is one."""
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
@@ -192,17 +224,26 @@ def _deploy(
     clock.lap("import")
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=host, port=port),
+        http_options=HTTPOptions(host=host, port=port, **_tls_of_ray(settings, door)),
         controller_options=passed,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     clock.lap("serve")
-    arguments = Arguments(registry=registry_uri, cache=cache, poll=poll, predictors=predictors)
+    arguments = Arguments(
+        registry=registry_uri, cache=cache, poll=poll, predictors=predictors, settings=settings
+    )
     serve.run_many(
-        [serve.RunTarget(bound(arguments, passed), name=APPLICATION, route_prefix="/")],
+        [serve.RunTarget(bound(arguments, passed, door), name=APPLICATION, route_prefix="/")],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
+
+
+def _tls_of_ray(settings: EndpointSettings, door: Door | None) -> dict[str, str]:
+    """Return what makes Ray's own proxy speak TLS, where there is no HAProxy that does."""
+    if door is not None or settings.certificate is None:
+        return {}
+    return {"ssl_certfile": str(settings.certificate), "ssl_keyfile": str(settings.certificate_key)}
 
 
 def _controller_lives() -> bool:
@@ -214,7 +255,7 @@ def _controller_lives() -> bool:
     return named in list_named_actors(all_namespaces=True)
 
 
-def _stop_serve(patience: float = 20.0) -> None:
+def _stop_serve(patience: float) -> None:
     """Shut Serve down without waiting inside the controller, whose end Ray reports as an error."""
     import ray
     from ray import serve
@@ -229,10 +270,11 @@ def _stop_serve(patience: float = 20.0) -> None:
     serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _wait_until_ready(url: str, clock: Clock) -> None:
+def _wait_until_ready(url: str, clock: Clock, settings: EndpointSettings) -> None:
     """Ask until the endpoint is ready; one that says why it cannot be ends the wait early."""
     said = "nothing"
-    with httpx.Client(timeout=2.0) as http:
+    verify = trusting(settings.certificate) if settings.certificate is not None else True
+    with httpx.Client(timeout=2.0, verify=verify) as http:
         while clock.left() > 0:
             try:
                 answer = http.get(f"{url}/readyz")

@@ -17,10 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _WRAPPER = """#!/bin/sh
-# Ray binds HAProxy's statistics to every interface; this keeps them on this machine.
+# Ray binds HAProxy's statistics to every interface; this keeps them on this machine. What `open_door`
+# has written says how the front door differs from Ray's.
 before=
 for word; do
   if [ "$before" = -f ]; then
+    if [ -f '{door}' ] && ! grep -q x-metainit-hop "$word"; then
+      sed -i -f '{door}' "$word"
+    fi
     sed -i -e 's/bind :{metrics}$/bind 127.0.0.1:{metrics}/' \\
       -e 's/bind \\*:{stats}$/bind 127.0.0.1:{stats}/' "$word"
   fi
@@ -38,7 +42,7 @@ class FastPath:
     """
 
     folder: Path
-    environment: dict[str, str]
+    environment: dict[str, str] = field(repr=False)
     before: dict[str, str | None] = field(default_factory=dict)
 
     def switch_on(self) -> None:
@@ -57,6 +61,8 @@ class FastPath:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+DOOR = "door.sed"
+"""Script in the private folder that completes the configuration."""
 PROXY_START_SECONDS = 60
 """Serve kills a proxy that takes longer to start. Its own 5 s are too few for a busy machine, where the
 deployment that waits for the proxy then fails."""
@@ -82,7 +88,8 @@ def fast_path(program: str) -> FastPath:
     folder = Path(tempfile.mkdtemp(prefix="mi-"))  # short: it holds Unix sockets
     stats, metrics = free_port(), free_port()
     wrapper = folder / "haproxy"
-    wrapper.write_text(_WRAPPER.format(stats=stats, metrics=metrics, binary=program))
+    door = folder / DOOR
+    wrapper.write_text(_WRAPPER.format(stats=stats, metrics=metrics, binary=program, door=door))
     wrapper.chmod(stat.S_IRWXU)
     environment = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

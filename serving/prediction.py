@@ -97,6 +97,11 @@ class Predicting:
         self._predictor, self._kept = predictor, kept
         self._running: dict[str, asyncio.Task[Kept]] = {}
 
+    @property
+    def under_way(self) -> int:
+        """How many predictions are being computed or wait for it."""
+        return len(self._running)
+
     async def answer(self, entry: Entry, question: Question) -> Answer:
         """Predict with a version for the graph of a question.
 

@@ -53,7 +53,7 @@ async def _body(request: Request, most: int) -> bytes:
     """
     text = f"the request has more than {most} bytes: predict for a smaller network"
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > most:
+    if announced.isascii() and announced.isdigit() and int(announced[:19]) > most:
         raise TooLarge(text)
     content = bytearray()
     async for chunk in request.stream():

@@ -24,6 +24,21 @@ from metainit.errors import (
 )
 from serving.catalog import Missing
 from serving.prediction import Busy, NoPredictor, TooLarge, Unpredictable
+from serving.refusals import (
+    BodyTooLarge,
+    Forbidden,
+    HeadersTooLarge,
+    KeysUnreadable,
+    NoMethod,
+    NoRoute,
+    Overloaded,
+    Refusal,
+    TooLong,
+    TooMany,
+    TooSlow,
+    Unauthorized,
+)
+from serving.seen import NOTE, Seen
 from serving.store import NotReady
 
 LOGGER = logging.getLogger("metainit.serving")
@@ -62,6 +77,17 @@ TABLE: Mapping[type[Exception], Kind] = {
     ConditionError: Kind(422, "condition", "The generator does not take such a condition"),
     CopyError: Kind(409, "copies", "The generator gives copies of what it was trained on"),
     NoPredictor: Kind(409, "no-predictor", "This initialization does not predict"),
+    Unauthorized: Kind(401, "unauthorized", "A key is needed"),
+    Forbidden: Kind(403, "forbidden", "This is not allowed"),
+    NoRoute: Kind(404, "http", "Not Found"),
+    NoMethod: Kind(405, "http", "Method Not Allowed"),
+    BodyTooLarge: Kind(413, "too-large", "The request is too large"),
+    TooLong: Kind(414, "too-long", "The address is too long"),
+    TooMany: Kind(429, "rate", "Too many requests"),
+    HeadersTooLarge: Kind(431, "headers", "The headers are too large"),
+    Overloaded: Kind(503, "overloaded", "Too many requests are under way"),
+    TooSlow: Kind(503, "slow", "No answer in time"),
+    KeysUnreadable: Kind(503, "keys", "Nobody can be let in"),
     Busy: Kind(429, "busy", "Too many predictions are under way", retry_after=2),
     EndpointError: Kind(422, "invalid", "The request is not valid"),
     MetainitError: Kind(500, "internal", "The endpoint failed"),
@@ -105,17 +131,29 @@ def _headers(error: Exception, kind: Kind) -> dict[str, str]:
     headers = {"cache-control": "no-store"}
     if kind.retry_after is not None:
         headers["retry-after"] = str(kind.retry_after)
+    if isinstance(error, Refusal):
+        headers.update(error.headers)
     if isinstance(error, RangeNotSatisfiable):
         headers["content-range"] = f"bytes */{error.size}"
     return headers
+
+
+def _noted(request: Request, name: str) -> dict[str, str]:
+    """Note which problem a request met, and return its id as a part of the answer."""
+    note: Seen | None = request.scope.get(NOTE)
+    if note is None:
+        return {}
+    note.problem = name
+    return {"request_id": note.request_id}
 
 
 def answer(request: Request, error: Exception) -> JSONResponse:
     """Answer an exception; what nobody expected is logged in full and told without detail."""
     kind = kind_of(error)
     if kind.status == 500:
-        LOGGER.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    body = problem(kind.status, kind.name, kind.title, _detail(error), request.url.path)
+        LOGGER.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
+    body = problem(kind.status, kind.name, kind.title, _detail(error), request.scope["path"])
+    body.update(_noted(request, kind.name))
     return JSONResponse(body, kind.status, _headers(error, kind), MEDIA_TYPE)
 
 
@@ -123,8 +161,9 @@ def answer_http(request: Request, error: Exception) -> JSONResponse:
     """Answer what the router itself refuses: an unknown path, a wrong method."""
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
-    detail = f"{request.method} {request.url.path}: {error.detail}; the routes are listed at /docs"
-    body = problem(error.status_code, "http", phrase, detail, request.url.path)
+    detail = f"{request.method} {request.scope['path']}: {error.detail}; the routes are listed at /docs"
+    body = problem(error.status_code, "http", phrase, detail, request.scope["path"])
+    body.update(_noted(request, "http"))
     headers = {**(error.headers or {}), "cache-control": "no-store"}
     return JSONResponse(body, error.status_code, headers, MEDIA_TYPE)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import threading
 import time
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ LONGEST_PAUSE = 15.0
 """Seconds between attempts to bring what cannot be brought, at most."""
 SETTLE_SECONDS = 0.5
 """Time between moves to what has been brought so far, while more is being brought."""
+LATE_SECONDS = 30.0
+"""How much longer than three looks a look may take before what is served counts as stale."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Store:
     ) -> None:
         """Open what an earlier process left in `folder`; `start` looks at the registry."""
         self._cache = Cache(folder)
-        self._index = folder / "catalog.json"
+        self._folder, self._index = folder, folder / "catalog.json"
+        self._made = time.monotonic()
         self._poll = poll
         self._gathering = Gathering(look or listing(registry))
         self._catalog = self._newest = self._remembered()
@@ -95,6 +99,27 @@ class Store:
     def status(self) -> Status:
         """How the last look at the registry went."""
         return self._status
+
+    def stale_for(self) -> float | None:
+        """Return the seconds since the registry was last in reach, or None while it is.
+
+        A look that fails makes what is served stale, and so does one that does not end. Before the first
+        look that succeeds, the seconds count from the start of this store.
+        """
+        status = self._status
+        passed = time.monotonic() - (self._made if status.refreshed is None else status.refreshed)
+        late = passed > 3 * self._poll + LATE_SECONDS
+        return passed if status.stale or late else None
+
+    def free_bytes(self) -> int | None:
+        """Return how much disk is left for further versions, or None where that cannot be told."""
+        folder = self._folder
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            return None
 
     @property
     def ready(self) -> bool:

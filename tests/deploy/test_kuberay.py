@@ -151,7 +151,7 @@ def test_serve_takes_the_config_and_the_application_its_arguments() -> None:
     arguments = Arguments.model_validate(application.args)
     endpoint, predictor = application.deployments
     groups = {group["groupName"]: group for group in service["rayClusterConfig"]["workerGroupSpecs"]}
-    assert endpoint.num_replicas == arguments.replicas == groups["endpoint"]["replicas"]
+    assert endpoint.num_replicas == arguments.settings.replicas == groups["endpoint"]["replicas"]
     assert arguments.predictors == groups["predictors"]["maxReplicas"]
     for deployment, group in ((endpoint, groups["endpoint"]), (predictor, groups["predictors"])):
         asked = deployment.ray_actor_options.resources

@@ -79,7 +79,8 @@ def test_what_does_not_exist_is_a_problem(http: httpx.Client, path: str) -> None
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"
     value = answer.json()
-    assert set(value) == {"type", "title", "status", "detail", "instance"}
+    assert set(value) == {"type", "title", "status", "detail", "instance", "request_id"}
+    assert value["request_id"] == answer.headers["x-request-id"]
     assert value["status"] == 404
 
 

@@ -26,7 +26,7 @@ def bound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **args: Any) -> dict[
 
 
 def test_serve_builds_the_endpoint_and_its_predictor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made = bound(monkeypatch, tmp_path, replicas=3, predictors=5, registry="http://mlflow:5000")
+    made = bound(monkeypatch, tmp_path, settings={"replicas": 3}, predictors=5, registry="http://mlflow:5000")
     assert set(made) == {"endpoint", NAME}
     assert made["endpoint"].num_replicas == 3
     assert made[NAME]._deployment_config.autoscaling_config.max_replicas == 5
@@ -43,8 +43,8 @@ def test_the_builder_is_one_that_serve_takes() -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ({"replica": 2}, r"replica: Extra inputs.*known: registry, cache, poll, replicas, predictors"),
-        ({"replicas": 0}, "replicas: Input should be greater than or equal to 1"),
+        ({"replica": 2}, r"replica: Extra inputs.*known: registry, cache, poll, predictors, settings"),
+        ({"settings": {"replicas": 0}}, "settings.replicas: Input should be greater than or equal to 1"),
         ({"poll": "often"}, "poll: Input should be a valid number"),
     ],
 )

@@ -1,0 +1,91 @@
+"""Settings from a file, the environment and options; what is unknown or not valid is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from typer import Typer
+from typer.testing import CliRunner
+
+from metainit.errors import RecipeError
+from serving import commands
+from serving.settings import EndpointSettings, assignments, load_settings
+
+
+def test_options_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("queue: 1\nin_flight: 1\nbody_bytes: 1\nrates: {read: 600/minute}\n")
+    environment = {"METAINIT_SERVE_IN_FLIGHT": "2", "METAINIT_SERVE_BODY_BYTES": "2", "OTHER": "x"}
+    environment["METAINIT_SERVE_CORS_ORIGINS"] = "[https://lab.example]"
+    environment["METAINIT_SERVE_PORT"] = "8001"  # the command's own
+    settings = load_settings(file, {"body_bytes": 3, "keys": None}, environment)
+    assert (settings.queue, settings.in_flight, settings.body_bytes) == (1, 2, 3)
+    assert settings.cors_origins == ("https://lab.example",) and settings.rates == {"read": "600/minute"}
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        EndpointSettings().queue = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"quue": 1}, "did you mean 'queue'"),
+        ({"queue": 0}, "queue"),
+        ({"rates": {"read": "many"}}, "'many' is no rate"),
+        ({"rates": {"read": "0/minute"}}, "lets nothing through"),
+        ({"rates": {"write": "1/minute"}}, "rates.write"),
+        ({"failures": "x"}, "is no rate"),
+        ({"base_path": "team"}, "base_path"),
+        ({"base_path": "/team/"}, "base_path"),
+        ({"trusted_proxies": ["10.0.0.0/99"]}, "trusted_proxies"),
+        ({"cors_origins": ["lab.example"]}, "cors_origins"),
+        ({"certificate": "c.pem"}, "belong together"),
+        ({"traces": "collector"}, "traces"),
+    ],
+)
+def test_what_is_not_valid_is_named(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(RecipeError, match=text):
+        load_settings(options=options, environment={})
+
+
+@pytest.mark.parametrize("content", ["[1]", "quue: 1", "a: [", "text"])
+def test_a_file_that_is_no_settings_is_named(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(content)
+    with pytest.raises(RecipeError, match=r"serve\.yaml"):
+        load_settings(file, environment={})
+    with pytest.raises(RecipeError, match="No such file"):
+        load_settings(tmp_path / "none", environment={})
+    with pytest.raises(RecipeError, match="METAINIT_SERVE_QUUE.*did you mean"):
+        load_settings(environment={"METAINIT_SERVE_QUUE": "1"})
+    with pytest.raises(RecipeError, match="name=value"):
+        assignments(["queue"])
+
+
+def test_replicas_share_a_rate() -> None:
+    settings = EndpointSettings(rates={"read": "100/minute"}, replicas=3)
+    item = settings.rate("read")
+    assert item is not None and item.amount == 34 and item.get_expiry() == 60
+    assert settings.rate("predict") is None and settings.failure_rate.amount == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--host", "0.0.0.0"], "metainit keys make"),
+        (["--host", "0.0.0.0", "--keys", "none.json"], "no keys at"),
+        (["--set", "quue=1"], "did you mean"),
+        (["--config", "none.yaml"], "none.yaml"),
+    ],
+)
+def test_the_command_refuses_before_anything_starts(words: list[str], text: str) -> None:
+    app = Typer()
+    app.command()(commands.serve)
+    result = CliRunner().invoke(app, ["--port", "18999", *words])
+    assert result.exit_code in (1, 2)
+    assert text in " ".join(result.output.replace("│", " ").split())
