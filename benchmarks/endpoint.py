@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from benchmarks import endpoint_lookups, endpoint_weights
+from benchmarks import endpoint_faults, endpoint_lookups, endpoint_weights
 from benchmarks.cells import Cells
 
 app = typer.Typer(help="Load, faults and fuzz of the HTTP endpoint.", pretty_exceptions_enable=False)
@@ -31,6 +31,12 @@ def weights(rounds: int = 7, tiny: bool = False, into: str = RESULTS) -> None:
 def lookups(rounds: int = 7, seconds: float = 3.0, into: str = RESULTS) -> None:
     """Rates of look-ups and 304s beside an empty route on the same Serve."""
     endpoint_lookups.run(Cells(into), rounds, seconds)
+
+
+@app.command()
+def faults(seconds: float = 60.0, only: list[str] | None = None, into: str = RESULTS) -> None:
+    """What clients notice of each fault under load."""
+    endpoint_faults.run(Cells(into), seconds, only or list(endpoint_faults.FAULTS))
 
 
 if __name__ == "__main__":
