@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from metainit.errors import EndpointError
-from serving.haproxy import FastPath, binary, fast_path
+from serving.haproxy import NO_REPLICA, FastPath, binary, fast_path
 from serving.startup import Clock, bounded, check_port, reachable
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("metainit.serving")
 APPLICATION = "metainit"
 REPLICA_CPUS = 0.1
+ONGOING = 1024
+"""Requests that a replica answers at a time; a slow download holds a chunk of memory each."""
 
 
 def build(registry_uri: str | None, home: str | None, cache: str, poll: float) -> FastAPI:
@@ -204,7 +206,7 @@ def _deploy(
         serve.ingress(make)(),
         name="endpoint",
         num_replicas=1,
-        max_ongoing_requests=256,
+        max_ongoing_requests=ONGOING,
         graceful_shutdown_timeout_s=5,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": REPLICA_CPUS, **passed},
@@ -252,8 +254,9 @@ def _wait_until_ready(url: str, clock: Clock) -> None:
                     clock.lap("replica")
                     return
                 said = answer.text[:500]
-                if "problem+json" in answer.headers.get("content-type", ""):
-                    raise EndpointError(f"the endpoint did not start: {answer.json()['detail']}")
+                problem = answer.json() if "problem+json" in answer.headers.get("content-type", "") else {}
+                if problem.get("type", NO_REPLICA) != NO_REPLICA:
+                    raise EndpointError(f"the endpoint did not start: {problem['detail']}")
             except httpx.TransportError as error:
                 said = str(error)
             failure = _failure()

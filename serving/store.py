@@ -147,6 +147,10 @@ class Store:
             facts = self._catalog.find(reference)
         return self._bring(facts)
 
+    def blob_at_hand(self, sha256: str) -> Path | None:
+        """Return the file of a blob if it was verified already; reads and brings nothing."""
+        return self._cache.verified(sha256)
+
     def blob(self, sha256: str) -> Path:
         """Return the file of a blob.
 
