@@ -13,6 +13,7 @@ import random
 import re
 import resource
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.cells import Cells
 from benchmarks.mutants import WORDS, altered, mutants, of_bytes, of_json
 from metainit import checkpoint
 from metainit.card import AdaptationRoutine, Card, Method, Spec, canonical_json
@@ -103,17 +105,34 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def graphs(count: int, seed: int) -> Findings:
-    """Mutated architecture graphs; one that is taken has to come out again as it went in."""
+def graphs(count: int, seed: int, folder: Path) -> Findings:
+    """Mutated architecture graphs; one that is taken has to come out again as it went in.
+
+    Of those that are taken, one in five is sent to the endpoint, which predicts for it or says why not.
+    """
     from hypernets.architecture.serialize import from_json, to_json
 
-    def read(content: bytes) -> None:
-        graph = from_json(content)
-        again = from_json(canonical_json(to_json(graph)))
-        if again != graph:
-            raise ValueError("another graph after a round trip")
+    with served(folder) as (http, _, files):
+        taken = 0
 
-    return try_all(mutants(seed, count, of_json(graph_corpus())), read, (GraphError,))
+        def read(text: bytes) -> int | None:
+            nonlocal taken
+            graph = from_json(text)
+            again = from_json(canonical_json(to_json(graph)))
+            if again != graph:
+                raise ValueError("another graph after a round trip")
+            taken += 1
+            if taken % 5:
+                return None
+            body = canonical_json({"graph": to_json(graph)})
+            answer = http.post("/v1/inits/digits/predict", content=body.encode(), headers=JSON)
+            check(answer.status_code, dict(answer.headers), answer.content, "POST", files)
+            return int(answer.status_code)
+
+        return try_all(mutants(seed, count, of_json(graph_corpus())), read, (GraphError,))
+
+
+JSON = {"content-type": "application/json"}
 
 
 def graph_corpus() -> list[dict[str, Any]]:
@@ -136,7 +155,7 @@ def graph_corpus() -> list[dict[str, Any]]:
     return [to_json(trace(network, example)) for network, example in networks]
 
 
-def checkpoints(count: int, seed: int) -> Findings:
+def checkpoints(count: int, seed: int, folder: Path) -> Findings:
     """Mutated checkpoints: bytes anywhere, and headers and cards that stay JSON with a fitting length."""
     raw = of_bytes(checkpoint_corpus())
 
@@ -202,13 +221,13 @@ HEADERS = {
 
 def headers(count: int, seed: int, folder: Path) -> Findings:
     """Requests for weights, blobs and cards with mutated headers: every byte that comes has to be right."""
-    with served(folder) as (http, tag, content):
+    with served(folder) as (http, tag, files):
 
         def ask(line: bytes) -> int:
             request = json.loads(line)
             fields = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in request["headers"]]
             answer = http.request(request["method"], request["path"], headers=fields)
-            check(answer.status_code, dict(answer.headers), answer.content, request["method"], content)
+            check(answer.status_code, dict(answer.headers), answer.content, request["method"], files)
             return int(answer.status_code)
 
         return try_all(mutants(seed, count, _request_of(tag)), ask, ())
@@ -237,8 +256,8 @@ def _request_of(tag: str) -> Callable[[random.Random], bytes]:
     return mutant
 
 
-def check(status: int, fields: dict[str, str], body: bytes, method: str, content: bytes) -> None:
-    """Check an answer.
+def check(status: int, fields: dict[str, str], body: bytes, method: str, files: dict[str, bytes]) -> None:
+    """Check an answer; `files` are the right bytes by entity tag.
 
     Raises:
         ValueError: it says that the server failed, or its bytes are not those of the file.
@@ -247,12 +266,12 @@ def check(status: int, fields: dict[str, str], body: bytes, method: str, content
         raise ValueError("503 without Retry-After")
     if status >= 500 and status != 503:
         raise ValueError(f"status {status}: {body[:300]!r}")
-    if "safetensors" not in fields.get("content-type", "") or status not in (200, 206):
+    if fields.get("etag") not in files or status not in (200, 206):
         return
-    expected = content
+    expected = files[fields["etag"]]
     if status == 206:
         start, end = map(int, re.findall(r"\d+", fields["content-range"])[:2])
-        expected = content[start : end + 1]
+        expected = expected[start : end + 1]
     if int(fields["content-length"]) != len(expected):
         raise ValueError(f"{fields['content-length']} bytes announced, expected {len(expected)}")
     if body != (b"" if method == "HEAD" else expected):
@@ -260,8 +279,11 @@ def check(status: int, fields: dict[str, str], body: bytes, method: str, content
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[tuple[Any, str, bytes]]:
-    """Serve two small initializations in this process; give a client, a checksum and the bytes of it."""
+def served(folder: Path) -> Iterator[tuple[Any, str, dict[str, bytes]]]:
+    """Serve a prior and a hypernetwork in this process.
+
+    Gives a client, the checksum of the prior, and the bytes of both by entity tag.
+    """
     import httpx
 
     from serving.app import create_app
@@ -272,26 +294,36 @@ def served(folder: Path) -> Iterator[tuple[Any, str, bytes]]:
     shelf = Shelf(folder / "shelf")
     tag = shelf.add("faces", 0, "champion")
     shelf.add_hypernetwork("digits", 0, "champion")
-    content = shelf.files["faces"][1].read_bytes()
+    files = {f'"{sha256}"': path.read_bytes() for path, sha256 in shelf.digests.items()}
     store = Store(shelf, folder / "store", poll=3600.0)
     with InProcess(create_app(store)) as transport:
         with httpx.Client(transport=transport, base_url="http://endpoint", timeout=60) as http:
-            yield http, tag, content
+            yield http, tag, files
 
 
 def openapi(count: int, seed: int, folder: Path) -> Findings:
     """About `count` requests that schemathesis derives from the OpenAPI, shared among the operations."""
     import hypothesis
     import schemathesis
+    from hypothesis import strategies
 
     found, answers = Findings(), Counter[str]()
     began, memory = time.process_time(), _peak_mb()
-    with served(folder) as (http, _, content):
+    with served(folder) as (http, tag, files):
         schema = schemathesis.openapi.from_dict(http.get("/openapi.json").json())
         operations = [result.ok() for result in schema.get_all_operations()]
+        known: dict[str, Any] = {"name": "faces", "version": 1, "sha256": tag, "picture": "steps.png"}
         for operation in operations:
 
-            def probe(case: Any) -> None:
+            def probe(case: Any, reference: str, body: Any) -> None:
+                nonlocal memory
+                if reference:  # else what schemathesis made up, which is hardly ever there
+                    there = known | {"reference": reference}
+                    case.path_parameters = {k: there.get(k, v) for k, v in case.path_parameters.items()}
+                if body is not None and case.method == "POST":
+                    case.body = body
+                if found.inputs == 1000:  # as in `try_all`
+                    memory = _peak_mb()
                 start = time.process_time()
                 sent = case.as_transport_kwargs(base_url="http://endpoint")
                 request = {k: v for k, v in sent.items() if v is not None and k != "files"}
@@ -301,7 +333,7 @@ def openapi(count: int, seed: int, folder: Path) -> Findings:
                 found.slowest_ms = max(found.slowest_ms, 1e3 * (time.process_time() - start))
                 answers[str(answer.status_code)] += 1
                 try:
-                    check(answer.status_code, dict(answer.headers), answer.content, case.method, content)
+                    check(answer.status_code, dict(answer.headers), answer.content, case.method, files)
                     found.taken += answer.status_code < 400
                     found.refused += answer.status_code >= 400
                 except ValueError as error:
@@ -315,13 +347,35 @@ def openapi(count: int, seed: int, folder: Path) -> Findings:
                 database=None,
                 suppress_health_check=list(hypothesis.HealthCheck),
             )
-            given = hypothesis.given(case=operation.as_strategy())
+            bodies = [{"graph": graph, "seed": 1} for graph in graph_corpus()]
+            given = hypothesis.given(
+                case=operation.as_strategy(),
+                reference=strategies.sampled_from(["", "faces", "faces@champion", "digits/1", "digits"]),
+                body=strategies.sampled_from([None, None, None, *bodies]),
+            )
             hypothesis.seed(seed)(settings(given(probe)))()
     found.seconds, found.grown_mb = time.process_time() - began, _peak_mb() - memory
     found.answers = dict(sorted(answers.items()))
     return found
 
 
-def as_cell(found: Findings) -> dict[str, Any]:
-    """Return findings as a JSON value."""
-    return asdict(found)
+KINDS: dict[str, Callable[[int, int, Path], Findings]] = {
+    "graphs": graphs,
+    "headers": headers,
+    "checkpoints": checkpoints,
+    "openapi": openapi,
+}
+
+
+def run(cells: Cells, inputs: int, requests: int, seed: int) -> None:
+    """Measure what is not there yet: a cell is a kind of input."""
+    for kind, search in KINDS.items():
+
+        def measure(
+            kind: str = kind, search: Callable[[int, int, Path], Findings] = search
+        ) -> dict[str, Any]:
+            with tempfile.TemporaryDirectory() as folder:
+                found = search(requests if kind == "openapi" else inputs, seed, Path(folder))
+            return {"seed": seed, **asdict(found)}
+
+        cells.cell(f"fuzz/{kind}", measure)

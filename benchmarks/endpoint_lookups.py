@@ -119,6 +119,8 @@ def run(cells: Cells, rounds: int, seconds: float) -> None:
 
             def measure(turned: list[str] = turned) -> dict[str, Any]:
                 load = {"load": round(os.getloadavg()[0], 2)}
-                return load | {name: wrk(port, asked[name][0], seconds, CLIENTS, asked[name][1]) for name in turned}
+                return load | {
+                    name: wrk(port, asked[name][0], seconds, CLIENTS, asked[name][1]) for name in turned
+                }
 
             cells.cell(f"lookups/round {number}", measure)

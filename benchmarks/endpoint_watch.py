@@ -73,7 +73,7 @@ class Record:
 
 
 class Watched(httpx.BaseTransport):
-    """A transport that writes failed tries and resumed downloads down, and takes at most `pace` bytes a second.
+    """A transport that writes failed tries and resumed downloads down, at most `pace` bytes a second.
 
     A pace of 0 sets no limit. Clients that come one after the other share it: closing it does nothing.
     """

@@ -30,7 +30,20 @@ ODD: tuple[Any, ...] = (
 )
 WORDS = tuple(
     word.encode()
-    for word in ("-1", "18446744073709551616", "1e999", "NaN", "null", "{}", "[", "]", '"', "\\u0000", ",", "=")
+    for word in (
+        "-1",
+        "18446744073709551616",
+        "1e999",
+        "NaN",
+        "null",
+        "{}",
+        "[",
+        "]",
+        '"',
+        "\\u0000",
+        ",",
+        "=",
+    )
 )
 Mutant = Callable[[random.Random], bytes]
 
