@@ -1,6 +1,6 @@
 """Mutated graphs, headers and checkpoints, and what schemathesis makes of the OpenAPI, in this process.
 
-Every input has a limit of time; what is counted is how many were taken and refused, the slowest, the growth of
+Every input has a limit of time. What is counted: how many were taken and refused, the slowest, the growth of
 memory, and everything that should not be: another error than the documented one, an answer of 500, one of 503
 without Retry-After, a wrong byte.
 """

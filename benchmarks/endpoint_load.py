@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ _BAD = re.compile(r"Non-2xx or 3xx responses: *(\d+)|Socket errors: (.*)")
 
 @dataclass(frozen=True)
 class Load:
-    """What a run of the reader saw: megabytes (10^6 bytes) a second, latencies in ms, its share of the cores."""
+    """What a run of the reader saw: 10^6 bytes a second, latencies in ms, its share of the cores."""
 
     rate: float
     p50: float
@@ -56,12 +57,13 @@ def read(port: int, path: str, size: int, fetches: int, clients: int) -> Load:
     """
     request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
     buffer, latencies = memoryview(bytearray(BUFFER_BYTES)), list[float]()
-    connections = [
-        _Connection(socket.create_connection(("127.0.0.1", port), timeout=60)) for _ in range(clients)
-    ]
-    wall, cpu = time.perf_counter(), time.process_time()
-    with selectors.DefaultSelector() as selector:
-        started = 0
+    with ExitStack() as stack:
+        connections = [
+            _Connection(stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60)))
+            for _ in range(clients)
+        ]
+        selector = stack.enter_context(selectors.DefaultSelector())
+        wall, cpu, started = time.perf_counter(), time.process_time(), 0
         for connection in connections[:fetches]:
             selector.register(connection.socket, selectors.EVENT_READ, connection)
             _ask(connection, request)
@@ -77,9 +79,7 @@ def read(port: int, path: str, size: int, fetches: int, clients: int) -> Load:
                 if started < fetches:
                     _ask(key.data, request)
                     started += 1
-    seconds, spent = time.perf_counter() - wall, time.process_time() - cpu
-    for connection in connections:
-        connection.socket.close()
+        seconds, spent = time.perf_counter() - wall, time.process_time() - cpu
     p50, p99 = (1e3 * quantile(latencies, q) for q in (0.5, 0.99))
     return Load(fetches * size / seconds / 1e6, p50, p99, share(spent, seconds))
 

@@ -30,7 +30,7 @@ def weights(values: Values) -> str:
                 f"{_over(rounds, lambda r, t=target: 100 * r[t]['share'], 0)} |"
             )
     return _table(
-        "| weights | server | MB/s, median (min to max) | endpoint / server | reader's share of the cores, % |",
+        "| weights | server | MB/s, median (min to max) | endpoint / server | reader's share, % |",
         lines,
     )
 

@@ -157,6 +157,7 @@ def _ensure_ray() -> bool:
             object_store_memory=100 << 20,  # nothing passes through it
             log_to_driver=False,
             logging_level=logging.WARNING,
+            _system_config={"worker_niceness": 0},  # Ray's own 15 is for jobs: a busy machine starves it
         )
     except Exception as error:  # Ray raises bare exceptions when its processes do not come up
         ray.shutdown()
