@@ -1,179 +1,58 @@
-"""Throughput of weights through the endpoint beside plain uvicorn and the limit of the machine.
+"""Load, faults and fuzz of the HTTP endpoint.
 
-python -m benchmarks.endpoint [--rounds 9]
-
-All servers run at once; one client on one connection fetches from one after the other, in an order
-that changes with each round. A cell is a round, and ratios are taken within rounds. The limit is a
-thread that calls `sendfile`: no Python touches the bytes.
+python -m benchmarks.endpoint weights --rounds 7         (some 4 minutes on a quiet machine; needs nginx)
+python -m benchmarks.endpoint lookups --rounds 7         (some 2 minutes; needs wrk)
+python -m benchmarks.endpoint faults --seconds 60        (some 12 minutes)
+python -m benchmarks.endpoint fuzz                       (some 15 CPU minutes)
+python -m benchmarks.endpoint table
 """
 
 from __future__ import annotations
 
-import argparse
-import http.client
-import os
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any
+import typer
 
-import torch
+from benchmarks import endpoint_faults, endpoint_fuzz, endpoint_lookups, endpoint_tables, endpoint_weights
+from benchmarks.cells import Cells
 
-from benchmarks.cells import Cells, machine
-from metainit import checkpoint
-from metainit.card import Card, Method
-
-SIZES = {"1 MB": 250_000, "100 MB": 25_000_000}
-"""Name of a size -> float32 elements."""
-REQUESTS = {"1 MB": 150, "100 MB": 4}
-TARGETS = ("uvicorn", "endpoint", "sendfile")
-ROOT = Path(__file__).parents[1]
-Addresses = dict[tuple[str, str], tuple[int, str]]
+app = typer.Typer(help="Load, faults and fuzz of the HTTP endpoint.", pretty_exceptions_enable=False)
+RESULTS = "endpoint"
 
 
-def fetch(port: int, path: str, times: int, size: int, buffer: memoryview) -> float:
-    """Return megabytes (10^6 bytes) a second of `times` fetches over one connection."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("GET", path)  # opens the connection and warms the page cache
-    _drain(connection.getresponse(), buffer, size)
-    began = time.perf_counter()
-    for _ in range(times):
-        connection.request("GET", path)
-        _drain(connection.getresponse(), buffer, size)
-    seconds = time.perf_counter() - began
-    connection.close()
-    return times * size / seconds / 1e6
-
-
-def _drain(answer: http.client.HTTPResponse, buffer: memoryview, size: int) -> None:
-    total = 0
-    while count := answer.readinto(buffer):
-        total += count
-    if answer.status != 200 or total != size:
-        raise RuntimeError(f"got {answer.status} with {total} bytes, expected 200 with {size}")
-
-
-def copy_speed(size: int = 100_000_000) -> float:
-    """Return megabytes a second of copying memory."""
-    source, target = memoryview(bytearray(size)), memoryview(bytearray(size))
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        target[:] = source
-        times.append(time.perf_counter() - began)
-    return size / statistics.median(times) / 1e6
-
-
-@contextmanager
-def servers(folder: Path) -> Iterator[tuple[Addresses, dict[str, int], dict[str, float]]]:
-    """Start every server over the same files; give addresses by (size, target), and sizes."""
-    from serving.deployments import start
-    from serving.haproxy import free_port
-
-    os.environ["METAINIT_HOME"] = str(folder / "home")
-    os.environ["PYTHONPATH"] = str(ROOT)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    files = [_register(folder / name.replace(" ", ""), SIZES[name]) for name in SIZES]
-    with ExitStack() as stack:
-        ports = {}
-        for kind in ("uvicorn", "sendfile"):
-            ports[kind] = free_port()
-            command = [sys.executable, "-m", "benchmarks.plain_servers", kind, str(ports[kind])]
-            process = subprocess.Popen([*command, *map(str, files)], cwd=ROOT)
-            stack.callback(process.wait, 10)
-            stack.callback(process.terminate)
-        endpoint = stack.enter_context(start(port=free_port(), poll=2.0))
-        ports["endpoint"] = int(endpoint.url.rsplit(":", 1)[1])
-        addresses: Addresses = {}
-        for number, name in enumerate(SIZES):
-            weights = f"/v1/inits/bench-{name.replace(' ', '')}/weights"
-            for target in TARGETS:
-                path = weights if target == "endpoint" else f"/{number}"
-                addresses[name, target] = (ports[target], path)
-        sizes = {name: file.stat().st_size for name, file in zip(SIZES, files, strict=True)}
-        yield addresses, sizes, endpoint.seconds
-
-
-def _register(folder: Path, elements: int) -> Path:
-    from pipelines.registry import Registry
-
-    name = f"bench-{folder.name}"
-    card = Card(kind="prior", name=name, method=Method(name="none"))
-    path = folder / "checkpoint.safetensors"
-    checkpoint.save(path, {"w": torch.randn(elements, generator=torch.Generator())}, card)
-    Registry().register(folder, name)
-    return path
-
-
-def run(rounds: int) -> Cells:
-    """Measure what is not there yet."""
-    cells = Cells("endpoint")
-    names = [f"{size}, round {number}" for size in SIZES for number in range(rounds)]
-    if all(name in cells.values for name in names):
-        return cells
-    buffer = memoryview(bytearray(1 << 20))
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        servers(Path(folder)) as (addresses, sizes, seconds),
-    ):
-        cells.cell("machine", machine)
-        cells.cell("memory copy, MB/s", copy_speed)
-        cells.cell("start-up, seconds", lambda: seconds)
-        for number in range(rounds):
-            for size in SIZES:
-
-                def measure(size: str = size, number: int = number) -> dict[str, Any]:
-                    shift = number % len(TARGETS)
-                    load = round(os.getloadavg()[0], 2)
-                    speeds = {}
-                    for target in (*TARGETS[shift:], *TARGETS[:shift]):
-                        port, path = addresses[size, target]
-                        speeds[target] = fetch(port, path, REQUESTS[size], sizes[size], buffer)
-                    return {"load": load, **speeds}
-
-                cells.cell(f"{size}, round {number}", measure)
-    return cells
-
-
-def table(cells: Cells) -> str:
-    """Return the results as a markdown table: medians over rounds, ratios within rounds."""
-    lines = [
-        "| weights | server | MB/s, median (min to max) | ratio to uvicorn FileResponse |",
-        "|---|---|---|---|",
-    ]
-    for size in SIZES:
-        rounds = [value for name, value in cells.values.items() if name.startswith(f"{size}, round")]
-        for target in TARGETS:
-            speeds = [value[target] for value in rounds]
-            ratios = [value[target] / value["uvicorn"] for value in rounds]
-            lines.append(f"| {size} | {target} | {_spread(speeds, 0)} | {_spread(ratios, 2)} |")
-    copied = cells.values["memory copy, MB/s"]
-    seconds = cells.values["start-up, seconds"]
-    return "\n".join(
-        [
-            *lines,
-            f"\nA copy of memory runs at {copied:.0f} MB/s. Start-up in seconds: {seconds}.",
-            f"Machine: {cells.values['machine']}.",
-        ]
-    )
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
+@app.callback()
 def main() -> None:
-    """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    print(table(run(parser.parse_args().rounds)))
+    """Load, faults and fuzz of the HTTP endpoint."""
+
+
+@app.command()
+def weights(rounds: int = 7, tiny: bool = False, into: str = RESULTS) -> None:
+    """Throughput of three sizes, memory of the replica, and latency under a crowd, beside the peers."""
+    sizes = endpoint_weights.TINY if tiny else endpoint_weights.SIZES
+    endpoint_weights.run(Cells(into), rounds, sizes, 64 if tiny else endpoint_weights.CROWD_FETCHES)
+
+
+@app.command()
+def lookups(rounds: int = 7, seconds: float = 3.0, into: str = RESULTS) -> None:
+    """Rates of look-ups and 304s beside an empty route on the same Serve."""
+    endpoint_lookups.run(Cells(into), rounds, seconds)
+
+
+@app.command()
+def faults(seconds: float = 60.0, only: list[str] | None = None, into: str = RESULTS) -> None:
+    """What clients notice of each fault under load."""
+    endpoint_faults.run(Cells(into), seconds, only or list(endpoint_faults.FAULTS))
+
+
+@app.command()
+def fuzz(inputs: int = 100_000, requests: int = 10_000, seed: int = 0, into: str = RESULTS) -> None:
+    """Mutated graphs, headers and checkpoints, and requests that the OpenAPI leads to."""
+    endpoint_fuzz.run(Cells(into), inputs, requests, seed)
+
+
+@app.command()
+def table(into: str = RESULTS) -> None:
+    """Print the results in Markdown."""
+    print(endpoint_tables.table(Cells(into).values))
 
 
 if __name__ == "__main__":
-    main()
+    app()

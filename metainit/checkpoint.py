@@ -244,7 +244,7 @@ def _metadata(content: bytes, origin: str, limits: Limits) -> str:
         header = json.loads(written)
         metadata = dict(header.pop(HEADER_KEY, {}))
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{origin} has no readable safetensors header: {error}") from error
     if len(header) > limits.tensors:
         raise CheckpointError(f"{origin} holds {len(header)} tensors, expected at most {limits.tensors}")

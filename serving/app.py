@@ -16,6 +16,7 @@ from serving import answers, problems
 from serving.bounds import Load
 from serving.cache import PICTURE_TYPES, Entry
 from serving.catalog import Init, Missing
+from serving.details import Details
 from serving.edge import surround
 from serving.files import answer_file
 from serving.metrics import Metrics
@@ -138,11 +139,12 @@ def _init(store: Store, pick: Pick, prefix: str) -> APIRouter:
     """The routes of one initialization, below the prefix that names it."""
     router = APIRouter(prefix=prefix, tags=["initializations"])
     picked = Depends(pick)
+    details = Details(store)
 
-    @router.get("")
-    async def show(request: Request, entry: Entry = picked) -> answers.InitDetail:
-        """Card, evidence, pictures, and where the weights are."""
-        return answers.init_detail(store.catalog.inits.get(entry.facts.name), entry, answers.base_of(request))
+    @router.get("", response_model=answers.InitDetail)
+    async def show(request: Request, entry: Entry = picked) -> Response:
+        """Card, evidence, pictures, and where the weights are. If-None-Match works."""
+        return details.answer(request, entry, REVALIDATE)
 
     @router.get("/pictures")
     async def list_pictures(request: Request, entry: Entry = picked) -> answers.Pictures:
@@ -187,7 +189,7 @@ def _blobs(store: Store, caching: str) -> APIRouter:
     @router.get("/{sha256}", response_class=FileResponse)
     async def blob(request: Request, sha256: str) -> Response:
         """The bytes with this SHA-256: they never change, so any cache may keep them for ever."""
-        path = await anyio.to_thread.run_sync(store.blob, sha256)
+        path = store.blob_at_hand(sha256) or await anyio.to_thread.run_sync(store.blob, sha256)
         return answer_file(request, path, sha256, WEIGHTS_TYPE, {"cache-control": caching})
 
     return router

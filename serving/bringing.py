@@ -66,7 +66,7 @@ class Bringer:
 
     def missing(self, catalog: Catalog) -> list[Facts]:
         """Return the versions that a catalog wants and that are not at hand."""
-        return [facts for facts in wanted(catalog) if self._have(facts) is None]
+        return [facts for facts in wanted(catalog) if self.have(facts) is None]
 
     def bring(self, facts: Facts) -> Entry:
         """Return a version, from the cache or else from the registry.
@@ -75,14 +75,15 @@ class Bringer:
             NotReady: the registry cannot give it now, or there is no room for it.
             CheckpointError: what the registry gives is damaged.
         """
-        entry = self._have(facts) or self._cache.open(facts)
+        entry = self.have(facts) or self._cache.open(facts)
         if entry is None:
             with self._cache.locked(facts):
-                entry = self._have(facts) or self._cache.open(facts) or self._pull(facts)
+                entry = self.have(facts) or self._cache.open(facts) or self._pull(facts)
         self._entries[facts.reference] = entry
         return entry
 
-    def _have(self, facts: Facts) -> Entry | None:
+    def have(self, facts: Facts) -> Entry | None:
+        """Return a version at hand, if its files are still those that the registry means."""
         entry = self.entry(facts.reference)
         return entry if entry is not None and entry.facts.sha256 == facts.sha256 else None
 

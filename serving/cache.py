@@ -94,6 +94,13 @@ class Cache:
                 if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
 
+    def verified(self, sha256: str) -> Path | None:
+        """Return the file of a blob that this process has verified, or None; reads nothing."""
+        if sha256 not in self._verified:
+            return None
+        path = self._blob_path(sha256)
+        return path if path.is_file() else None
+
     def blob(self, sha256: str) -> Path | None:
         """Return the file of a blob, or None where it is not at hand, or was damaged (then quarantined)."""
         if not re.fullmatch("[0-9a-f]{64}", sha256):

@@ -19,7 +19,7 @@ import httpx
 
 from metainit.errors import EndpointError
 from serving.front_door import check_certificate, open_door, trusting
-from serving.haproxy import FastPath, binary, fast_path
+from serving.haproxy import NO_REPLICA, FastPath, binary, fast_path
 from serving.key_file import read
 from serving.peers import Door
 from serving.settings import EndpointSettings
@@ -188,6 +188,7 @@ def _ensure_ray() -> bool:
             object_store_memory=100 << 20,  # nothing passes through it
             log_to_driver=False,
             logging_level=logging.WARNING,
+            _system_config={"worker_niceness": 0},  # Ray's own 15 is for jobs: a busy machine starves it
         )
     except Exception as error:  # Ray raises bare exceptions when its processes do not come up
         ray.shutdown()
@@ -282,8 +283,9 @@ def _wait_until_ready(url: str, clock: Clock, settings: EndpointSettings) -> Non
                     clock.lap("replica")
                     return
                 said = answer.text[:500]
-                if "problem+json" in answer.headers.get("content-type", ""):
-                    raise EndpointError(f"the endpoint did not start: {answer.json()['detail']}")
+                problem = answer.json() if "problem+json" in answer.headers.get("content-type", "") else {}
+                if problem.get("type", NO_REPLICA) != NO_REPLICA:
+                    raise EndpointError(f"the endpoint did not start: {problem['detail']}")
             except httpx.TransportError as error:
                 said = str(error)
             failure = _failure()

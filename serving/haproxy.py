@@ -17,21 +17,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _WRAPPER = """#!/bin/sh
-# Ray binds HAProxy's statistics to every interface; this keeps them on this machine. What `open_door`
-# has written says how the front door differs from Ray's.
+# What `open_door` has written says how the front door differs from Ray's.
 before=
 for word; do
   if [ "$before" = -f ]; then
+    sed -i -f '{edits}' "$word"
     if [ -f '{door}' ] && ! grep -q x-metainit-hop "$word"; then
       sed -i -f '{door}' "$word"
     fi
-    sed -i -e 's/bind :{metrics}$/bind 127.0.0.1:{metrics}/' \\
-      -e 's/bind \\*:{stats}$/bind 127.0.0.1:{stats}/' "$word"
   fi
   before=$word
 done
 exec '{binary}' "$@"
 """
+# Ray binds HAProxy's statistics to every interface; they are kept on this machine. Ray makes a 500 of an
+# answer that no replica gives, and a 404 while there is none yet; both pass, and clients are to try again.
+_EDITS = r"""s/bind :{metrics}$/bind 127.0.0.1:{metrics}/
+s/bind \*:{stats}$/bind 127.0.0.1:{stats}/
+s#errorfile \(50[234]\) .*#errorfile \1 {unavailable}#
+s#return status 404 content-type text/plain lf-string .*#return status 503 errorfile {unavailable}#
+"""
+NO_REPLICA = "urn:metainit:problem:no-replica"
+_PROBLEM = (
+    f'{{"type":"{NO_REPLICA}","title":"Not ready yet","status":503,'
+    '"detail":"no replica of the endpoint can answer; try again","instance":""}'
+)
+_UNAVAILABLE = (
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\n"
+    "Cache-Control: no-store\r\nRetry-After: {retry}\r\nContent-Length: {length}\r\n\r\n{problem}"
+)
+RETRY_AFTER_SECONDS = 2
+CLIENT_SECONDS = 60
+"""How long a client may take nothing of an answer until its connection is closed: it would hold a replica's
+slot for ever. It resumes where it was. (nginx has the same limit.)"""
 
 
 @dataclass(frozen=True)
@@ -88,8 +106,11 @@ def fast_path(program: str) -> FastPath:
     folder = Path(tempfile.mkdtemp(prefix="mi-"))  # short: it holds Unix sockets
     stats, metrics = free_port(), free_port()
     wrapper = folder / "haproxy"
-    door = folder / DOOR
-    wrapper.write_text(_WRAPPER.format(stats=stats, metrics=metrics, binary=program, door=door))
+    edits, unavailable = folder / "edits.sed", folder / "unavailable.http"
+    wrapper.write_text(_WRAPPER.format(edits=edits, door=folder / DOOR, binary=program))
+    edits.write_text(_EDITS.format(metrics=metrics, stats=stats, unavailable=unavailable))
+    answer = _UNAVAILABLE.format(problem=_PROBLEM, retry=RETRY_AFTER_SECONDS, length=len(_PROBLEM))
+    unavailable.write_bytes(answer.encode())
     wrapper.chmod(stat.S_IRWXU)
     environment = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -107,6 +128,7 @@ def fast_path(program: str) -> FastPath:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(CLIENT_SECONDS),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
     }
     return FastPath(folder, environment)

@@ -165,7 +165,7 @@ class Store:
         Raises:
             Missing: there is no such version.
         """
-        return self._bringer.entry(self._catalog.find(reference).reference)
+        return self._bringer.have(self._catalog.find(reference))
 
     def get(self, reference: Reference) -> Entry:
         """Return the version a reference means, bringing it from the registry if need be.
@@ -181,6 +181,10 @@ class Store:
             self.look(younger_than=1.0, patience=GET_PATIENCE)  # it may have been registered a moment ago
             facts = self._catalog.find(reference)
         return self._bringer.bring(facts)
+
+    def blob_at_hand(self, sha256: str) -> Path | None:
+        """Return the file of a blob if it was verified already; reads and brings nothing."""
+        return self._cache.verified(sha256)
 
     def blob(self, sha256: str) -> Path:
         """Return the file of a blob.
