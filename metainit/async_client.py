@@ -1,7 +1,7 @@
 """The HTTP client of the endpoint for an event loop: `AsyncClient` does what `Client` does, and awaits.
 
-Both run the same steps (`metainit.protocol`). Hashing and copying files happens in threads, so the loop goes on
-meanwhile; a call that is cancelled leaves what has arrived to the next one.
+Both run the same steps (`metainit.protocol`). Hashing and copying files happens in threads, so the loop goes
+on meanwhile; a call that is cancelled leaves what has arrived to the next one.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class Client:
 
     Args:
         url: address of the endpoint, e.g. ``http://127.0.0.1:8000``.
-        key: sent as a bearer token, to this endpoint only; METAINIT_KEY where METAINIT_SERVER is this endpoint.
+        key: sent as a bearer token, to this endpoint only; METAINIT_KEY where METAINIT_SERVER is this one.
         transport: an httpx transport, e.g. one that calls an app in the same process.
         retry: how often and how patiently failed requests are repeated.
         cache: folder of the cache instead of the user's.
@@ -218,7 +218,7 @@ class Client:
         Args:
             reference: ``name``, ``name@alias``, ``name/version``, or an address on this endpoint.
             path: where a copy goes.
-            dtype: ``'float32'`` or ``'bfloat16'``: the endpoint converts, and announces the SHA-256 of that file.
+            dtype: ``'float32'`` or ``'bfloat16'``: the endpoint converts, and announces that file's SHA-256.
             tensors: names of the tensors to fetch; all of them unless given.
             progress: called with how many bytes are here and how many there will be.
 
@@ -233,11 +233,11 @@ class Client:
     def fetch_tensors(self, reference: str, names: Iterable[str]) -> dict[str, Tensor]:
         """Return some tensors, reading only their bytes; a file that is in the cache is read instead.
 
-        The SHA-256 of a file says nothing about a part of it, and neither does the digest on its card: what comes
-        by ranges is checked for its place, length, type and shape, and every range is of the file with the
-        announced SHA-256 as far as the endpoint is believed, but a byte that was damaged on the way is not
-        noticed. Nothing of it is kept. Where all tensors are asked for, or a proxy strips ranges, the whole file is
-        fetched and verified. ``fetch(reference, tensors=names)`` gives a file with a SHA-256 of its own.
+        What comes by ranges is *not verified*: the SHA-256 of a file says nothing about a part of it, and neither
+        does the digest on its card. Place, length, type and shape are checked, and each range is asked for
+        under the announced SHA-256, but a byte that was damaged on the way is not noticed, and nothing of it is
+        kept. Where all tensors are asked for, or a proxy strips ranges, the whole file is fetched and verified.
+        ``fetch(reference, tensors=names)`` gives a file with a SHA-256 of its own.
 
         Args:
             reference: as for `fetch`.

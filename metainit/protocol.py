@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from metainit.errors import CheckpointError, EndpointError
 from metainit.kept import SHA256, Kept, copied
 from metainit.references import Reference, parse_url
 from metainit.transfer import Blob, Progress, Retry, check, downloaded, tried
-from metainit.variants import Variant
+from metainit.variants import WHOLE, Variant
 from metainit.wire import Answer, Ask, Steps, ask, work
 
 MAX_BYTES = 64 << 30
@@ -38,7 +38,7 @@ class Located(NamedTuple):
     path: Path | None
     kind: str = ""
     blob: Blob | None = None
-    variant: Variant = Variant()
+    variant: Variant = WHOLE
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Endpoint:
             raise EndpointError(f"{text} is not on {self.url}; make a Client of {base}")
         return reference
 
-    def address(self, reference: Reference, variant: Variant = Variant()) -> str:
+    def address(self, reference: Reference, variant: Variant = WHOLE) -> str:
         """Return the address of an initialization, under which the cache knows it."""
         return f"{self.url}{reference.path}{variant.query}"
 
@@ -98,7 +98,7 @@ class Endpoint:
 
     # --- weights
 
-    def located(self, reference: Reference, variant: Variant = Variant()) -> Steps[Located]:
+    def located(self, reference: Reference, variant: Variant = WHOLE) -> Steps[Located]:
         """Return what a reference means now; a pinned version that is in the cache needs no endpoint."""
         address = self.address(reference, variant)
         with self.kept.storing(reference):
@@ -234,9 +234,9 @@ class Endpoint:
 
     def _absent(self, what: str) -> EndpointError:
         return EndpointError(
-            f"{what} of {self.url} is not in the cache ({self.kept.folder}), and this client is offline: ask for "
-            "it once with METAINIT_OFFLINE unset (and without offline=True), or point METAINIT_CACHE to a cache "
-            "that has it"
+            f"{what} of {self.url} is not in the cache ({self.kept.folder}), and this client is offline: ask "
+            "for it once with METAINIT_OFFLINE unset and offline=True left out, or point METAINIT_CACHE to a "
+            "cache that has it"
         )
 
 

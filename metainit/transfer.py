@@ -235,7 +235,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     Example:
         >>> retry_after({'retry-after': '3'})
         3.0
-        >>> retry_after({'retry-after': 'Thu, 01 Jan 2026 00:00:09 GMT', 'date': 'Thu, 01 Jan 2026 00:00:02 GMT'})
+        >>> now, then = 'Thu, 01 Jan 2026 00:00:02 GMT', 'Thu, 01 Jan 2026 00:00:09 GMT'
+        >>> retry_after({'retry-after': then, 'date': now})
         7.0
     """
     text = headers.get("retry-after", "")

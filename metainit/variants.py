@@ -45,8 +45,8 @@ class Variant:
         variant = cls(dtype, names)
         if len(variant.query) > MAX_QUERY:
             raise EndpointError(
-                f"{len(names)} names of tensors make an address of {len(variant.query)} bytes, expected at most "
-                f"{MAX_QUERY}: ask in several calls, or with fetch_tensors"
+                f"{len(names)} names of tensors make an address of {len(variant.query)} bytes, expected at "
+                f"most {MAX_QUERY}: ask in several calls, or with fetch_tensors"
             )
         return variant
 
@@ -67,21 +67,25 @@ class Variant:
             return
         try:
             with safe_open(path, framework="pt") as stored:
-                found = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118
+                found = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}
         except SafetensorError as error:
             raise EndpointError(f"the weights of {what} are no safetensors file: {error}") from error
         if self.tensors and set(found) != set(self.tensors):
             raise EndpointError(
-                f"asked for {len(self.tensors)} tensors of {what}, got {len(found)}: the endpoint is older than "
-                "this client; fetch all, or use fetch_tensors"
+                f"asked for {len(self.tensors)} tensors of {what}, got {len(found)}: the endpoint is older "
+                "than this client; fetch all, or use fetch_tensors"
             )
         wanted = DTYPES.get(self.dtype or "")
         others = {kind for kind in found.values() if kind in FLOATING} - {wanted}
         if wanted and others:
             raise EndpointError(
-                f"asked for {what} in {self.dtype}, got {', '.join(sorted(others))}: the endpoint is older than "
-                "this client; fetch it as it is"
+                f"asked for {what} in {self.dtype}, got {', '.join(sorted(others))}: the endpoint is older "
+                "than this client; fetch it as it is"
             )
+
+
+WHOLE = Variant()
+"""Weights as they were registered."""
 
 
 def named(tensors: Iterable[str]) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
 """The client without its waiting: steps that say what they need, and two ways to run them.
 
 A protocol is a generator. It yields an `Ask` (one HTTP exchange), a `Pause` or some `Work` (anything that
-blocks: reading a file, hashing it) and is sent what came of it. `run` does these things one after the other in
-this thread, `run_async` in an event loop; whatever goes wrong is raised inside the protocol, where it is handled
-once for both.
+blocks: reading a file, hashing it) and is sent what came of it. `run` does these things one after the other
+in this thread, `run_async` in an event loop; whatever goes wrong is raised inside the protocol, where it is
+handled once for both.
 """
 
 from __future__ import annotations
