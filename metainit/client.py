@@ -234,9 +234,10 @@ class Client:
         """Return some tensors, reading only their bytes; a file that is in the cache is read instead.
 
         What comes by ranges is *not verified*: the SHA-256 of a file says nothing about a part of it, and
-        neither does the digest on its card. Place, length, type and shape are checked, and each range is asked
-        for under the announced SHA-256, but a byte that was damaged on the way is not noticed, and nothing is
-        kept. Where all tensors are asked for, or a proxy strips ranges, the whole file is fetched and verified.
+        neither does the digest on its card. Place, length, type and shape are checked, and each range is
+        asked for under the announced SHA-256, but a byte that was damaged on the way is not noticed, and
+        nothing is kept. Where all tensors are asked for, or a proxy strips ranges, the whole file is fetched
+        and verified.
         ``fetch(reference, tensors=names)`` gives a file with a SHA-256 of its own.
 
         Args:

@@ -48,6 +48,15 @@ class Kept:
         """Return where the file of a blob lies, or would lie."""
         return self.folder / "blobs" / f"{sha256}.safetensors"
 
+    def blobs(self) -> Iterator[Path]:
+        """Yield the files of blobs, whole ones and parts."""
+        for pattern in ("*.safetensors", "*.part"):
+            yield from (p for p in (self.folder / "blobs").glob(pattern) if SHA256.fullmatch(p.stem))
+
+    def notes(self) -> Iterator[Path]:
+        """Yield the files that say what addresses meant, and those of evidence."""
+        yield from (self.folder / "references").glob("[0-9a-f]*.json")
+
     def has(self, sha256: str) -> bool:
         """Return whether the file of a blob is there and good; if so, it counts as used now."""
         path = self.file(sha256)
@@ -55,8 +64,9 @@ class Kept:
             good = file_sha256(path) == sha256
         except FileNotFoundError:
             return False
-        with suppress(OSError):  # a cache that may only be read is as good
-            os.utime(path)
+        if good:
+            with suppress(OSError):  # a cache that may only be read is as good
+                os.utime(path)
         return good
 
     def remembered(self, address: str) -> str | None:

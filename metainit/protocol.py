@@ -156,6 +156,19 @@ class Endpoint:
             self.kept.remember(address, blob.sha256)
             return file
 
+    def generated(self, reference: Reference, order: Mapping[str, Any]) -> Steps[list[Path]]:
+        """Return the verified files of the networks that are generated for an order, one each."""
+        url = f"{self.address(reference)}/generate"
+        answer = yield from self._posted(url, canonical_json(order).encode())
+        items = answer.get("items")
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise EndpointError(f"{url} gave no list of items; is this a metainit endpoint?")
+        files = []
+        for blob in [self._described(url, item) for item in items]:
+            with self.kept.storing(reference):
+                files.append((yield from self._brought(blob, reference)))
+        return files
+
     # --- single exchanges
 
     def _asked(self, question: Ask) -> Steps[Answer]:

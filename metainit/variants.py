@@ -14,8 +14,8 @@ from metainit.errors import EndpointError, suggestion
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 """What weights can be asked for in, and its name in a safetensors file."""
 FLOATING = {"F64", "F32", "F16", "BF16"}
-MAX_QUERY = 16_000
-"""Servers and proxies refuse longer lines."""
+MAX_QUERY = 1_800
+"""Endpoints and proxies refuse longer addresses."""
 
 
 @dataclass(frozen=True)
