@@ -27,7 +27,7 @@ MAX_PAGES = 10_000
 PREDICTION_TIMEOUT = httpx.Timeout(connect=5.0, read=180.0, write=30.0, pool=5.0)
 KIND_HEADER = "x-metainit-kind"
 """What the answer for some weights says of their kind."""
-_TAG = re.compile(r'(?:W/)?"(?P<sha256>[0-9a-f]{64})"')
+SHA256_TAG = re.compile(r'(?:W/)?"(?P<sha256>[0-9a-f]{64})"')
 """A proxy that packs content weakens the tag, which still names the bytes that are then verified."""
 
 
@@ -203,7 +203,7 @@ class Endpoint:
         if answer.status >= 400:  # a HEAD has no body: ask for the reason
             yield from _checked(self._reason(reference, variant))
         check(answer)
-        tag = _TAG.fullmatch(answer.headers.get("etag", ""))
+        tag = SHA256_TAG.fullmatch(answer.headers.get("etag", ""))
         if tag is None:
             raise EndpointError(
                 f"{url} gave no SHA-256 for the weights (ETag {answer.headers.get('etag')!r}); "

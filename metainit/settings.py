@@ -16,6 +16,8 @@ VARIABLES: Mapping[str, str] = {
     "METAINIT_OFFLINE": "1 answers from the cache alone",
 }
 """Every variable that is read, and what it is for."""
+PREFIXES = ("METAINIT_SERVE_",)
+"""Variables that begin so are settings of the endpoint, which reads them itself."""
 YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 

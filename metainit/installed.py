@@ -1,0 +1,80 @@
+"""Whether the packages are there that metainit and its extras need, and new enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import Requirement
+
+from metainit.diagnosis import Finding
+
+LEFT_OUT = ("all", "dev")
+"""Extras that bundle others, or that nobody needs who uses metainit."""
+
+
+def packages() -> list[Finding]:
+    """Look at the core's requirements and at each extra's."""
+    needs = [Requirement(text) for text in requires("metainit") or ()]
+    extras = sorted({name for need in needs for name in _extras(need)} - {*LEFT_OUT})
+    core = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return [_core(core), *(_extra(name, list(_of(needs, name))) for name in extras)]
+
+
+def _extras(need: Requirement) -> Iterator[str]:
+    """Yield the extras that a requirement belongs to."""
+    for name in _names():
+        applies = need.marker is not None and need.marker.evaluate({"extra": name})
+        if applies and need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            yield name
+
+
+def _names() -> list[str]:
+    from importlib.metadata import metadata
+
+    return metadata("metainit").get_all("Provides-Extra") or []
+
+
+def _of(needs: Iterable[Requirement], extra: str) -> Iterator[Requirement]:
+    for need in needs:
+        if extra in _extras(need):
+            yield need
+
+
+def lacking(needs: Iterable[Requirement]) -> tuple[list[str], list[str]]:
+    """Return what is missing or too old, in words, and what is as it should be.
+
+    Example:
+        >>> lacking([Requirement('no-such-package>=1'), Requirement('packaging>=1')])[0]
+        ['no-such-package is missing']
+    """
+    bad, good = [], []
+    for need in needs:
+        try:
+            have = version(need.name)
+        except PackageNotFoundError:
+            bad.append(f"{need.name} is missing")
+            continue
+        if need.specifier.contains(have, prereleases=True):
+            good.append(f"{need.name} {have}")
+        else:
+            bad.append(f"{need.name} is {have}, expected {need.specifier}")
+    return bad, good
+
+
+def _core(needs: list[Requirement]) -> Finding:
+    bad, good = lacking(needs)
+    if bad:
+        return Finding("error", "packages", "; ".join(bad), "", "pip install --upgrade metainit")
+    return Finding("ok", "packages", ", ".join(good))
+
+
+def _extra(name: str, needs: list[Requirement]) -> Finding:
+    subject, remedy = f"extra {name}", f"pip install 'metainit[{name}]'"
+    bad, good = lacking(needs)
+    if not bad:
+        return Finding("ok", subject, ", ".join(good))
+    missing = [text for text in bad if text.endswith(" is missing")]
+    if len(missing) == len(needs):
+        return Finding("ok", subject, "not installed", "", f"{remedy} if you want it")
+    return Finding("warning", subject, "; ".join(bad), "", remedy)
