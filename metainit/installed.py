@@ -11,11 +11,17 @@ from metainit.diagnosis import Finding
 
 LEFT_OUT = ("all", "dev")
 """Extras that bundle others, or that nobody needs who uses metainit."""
+UNINDEXED = {"learn2learn": "learn2learn"}
+"""What an extra is for, but cannot require, since no index has it built."""
 
 
 def packages() -> list[Finding]:
     """Look at the core's requirements and at each extra's."""
-    needs = [Requirement(text) for text in requires("metainit") or ()]
+    try:
+        needs = [Requirement(text) for text in requires("metainit") or ()]
+    except PackageNotFoundError:
+        remedy = "pip install it, from its folder or the index"
+        return [Finding("error", "packages", "metainit is imported, but not installed", "", remedy)]
     extras = sorted({name for need in needs for name in _extras(need)} - {*LEFT_OUT})
     core = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
     return [_core(core), *(_extra(name, list(_of(needs, name))) for name in extras)]
@@ -71,6 +77,9 @@ def _core(needs: list[Requirement]) -> Finding:
 
 def _extra(name: str, needs: list[Requirement]) -> Finding:
     subject, remedy = f"extra {name}", f"pip install 'metainit[{name}]'"
+    if name in UNINDEXED:
+        needs = [*needs, Requirement(UNINDEXED[name])]
+        remedy = f"{remedy}, and build {UNINDEXED[name]} (`make venv` does both)"
     bad, good = lacking(needs)
     if not bad:
         return Finding("ok", subject, ", ".join(good))
