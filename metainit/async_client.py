@@ -6,7 +6,7 @@ on meanwhile; a call that is cancelled leaves what has arrived to the next one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ import anyio.from_thread
 import anyio.to_thread
 import httpx
 
+from metainit.asking import Generation
 from metainit.bounded import MAX_EVIDENCE_BYTES
 from metainit.client import PATIENT, TIMEOUT, endpoint_at, http_options
 from metainit.protocol import Located, Pages
@@ -134,6 +135,11 @@ class AsyncClient:
         """Return the verified file of predicted weights, as `Client.predicted` does."""
         order = {"graph": graph, "seed": seed, "exact": exact}
         return await self._run(self._endpoint.predicted(self._endpoint.reference(reference), order))
+
+    async def generated(self, reference: str, count: int = 1, **asked: Any) -> Sequence[Path]:
+        """Return the verified files of generated weights, as `Client.generated` does."""
+        where = self._endpoint.reference(reference)
+        return await self._run(self._endpoint.generated(where, Generation(count, **asked)))
 
     async def predict(
         self, network: nn.Module, reference: str, *, example_inputs: Any, **arguments: Any

@@ -10,7 +10,7 @@ runs the same.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from metainit import settings
+from metainit.asking import Generation
 from metainit.bounded import MAX_EVIDENCE_BYTES
 from metainit.errors import EndpointError
 from metainit.kept import Kept
@@ -290,6 +291,23 @@ class Client:
         """
         order = {"graph": graph, "seed": seed, "exact": exact}
         return self._run(self._endpoint.predicted(self._endpoint.reference(reference), order))
+
+    def generated(self, reference: str, count: int = 1, **asked: Any) -> Sequence[Path]:
+        """Return the verified files of weights that a generator there draws, one network each.
+
+        Args:
+            reference: of the generator, as for `fetch`.
+            count: networks; number i has the seed ``seed + i``, and asked for alone the same bytes.
+            asked: `seed` (0 unless given), `condition`, `observation` and `what`, as for
+                `metainit.asking.Generation`.
+
+        Raises:
+            DataError: the observation is no array of numbers.
+            EndpointError: as for `fetch`; or there is no generator, it does not take the condition, or too
+                many networks are under way.
+        """
+        where = self._endpoint.reference(reference)
+        return self._run(self._endpoint.generated(where, Generation(count, **asked)))
 
     def predict(
         self, network: nn.Module, reference: str, *, example_inputs: Any, **arguments: Any

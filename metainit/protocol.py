@@ -13,6 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
+from metainit.asking import MAX_BYTES, Generation, blob_of, blobs_of
 from metainit.bounded import MAX_EVIDENCE_BYTES, parse_object
 from metainit.card import canonical_json
 from metainit.errors import CheckpointError, EndpointError
@@ -22,7 +23,6 @@ from metainit.transfer import Blob, Progress, Retry, check, downloaded, tried
 from metainit.variants import WHOLE, Variant
 from metainit.wire import Answer, Ask, Steps, ask, work
 
-MAX_BYTES = 64 << 30
 MAX_PAGES = 10_000
 PREDICTION_TIMEOUT = httpx.Timeout(connect=5.0, read=180.0, write=30.0, pool=5.0)
 KIND_HEADER = "x-metainit-kind"
@@ -151,22 +151,23 @@ class Endpoint:
                     raise self._absent(f"the prediction of {reference} for this graph and seed")
                 return self.kept.file(known)
             answer = yield from self._posted(url, content)
-            blob = self._described(url, answer)
+            blob = blob_of(answer, url, self.url)
             file = yield from self._brought(blob, reference)
             self.kept.remember(address, blob.sha256)
             return file
 
-    def generated(self, reference: Reference, order: Mapping[str, Any]) -> Steps[list[Path]]:
-        """Return the verified files of the networks that are generated for an order, one each."""
-        url = f"{self.address(reference)}/generate"
-        answer = yield from self._posted(url, canonical_json(order).encode())
-        items = answer.get("items")
-        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            raise EndpointError(f"{url} gave no list of items; is this a metainit endpoint?")
+    def generated(self, reference: Reference, asked: Generation) -> Steps[list[Path]]:
+        """Return the verified files of the networks that are generated, one each, in the order of their seeds."""
         files = []
-        for blob in [self._described(url, item) for item in items]:
+        for part in asked.parts():
+            url = f"{self.address(reference)}/generate"
+            answer = yield from self._posted(url, part.body())
             with self.kept.storing(reference):
-                files.append((yield from self._brought(blob, reference)))
+                for blob in blobs_of(answer, part, url, self.url):
+                    files.append((yield from self._brought(blob, reference)))
+            reference = Reference.parse(
+                str(answer.get("reference"))
+            )  # an alias may move before the next part
         return files
 
     # --- single exchanges
@@ -229,15 +230,6 @@ class Endpoint:
 
     def _blob_url(self, sha256: str) -> str:
         return f"{self.url}/v1/blobs/{sha256}"
-
-    def _described(self, url: str, answer: Mapping[str, Any]) -> Blob:
-        """Read the SHA-256 and size of a blob that an answer announces."""
-        sha256, size = answer.get("sha256"), answer.get("size")
-        if not isinstance(sha256, str) or not SHA256.fullmatch(sha256) or type(size) is not int:
-            raise EndpointError(f"{url} gave no SHA-256 and size; is this a metainit endpoint?")
-        if not 0 < size <= MAX_BYTES:
-            raise EndpointError(f"{url} announces {size} bytes, expected at most {MAX_BYTES}")
-        return Blob(sha256, size, self._blob_url(sha256))
 
     def _object(self, answer: Answer) -> dict[str, Any]:
         try:

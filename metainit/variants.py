@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from safetensors import SafetensorError, safe_open
 
+from metainit.checkpoint import STEP_SIZE_PREFIX
 from metainit.errors import EndpointError, suggestion
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
@@ -68,6 +69,7 @@ class Variant:
         try:
             with safe_open(path, framework="pt") as stored:
                 found = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}
+                weights = {k: v for k, v in found.items() if not k.startswith(STEP_SIZE_PREFIX)}
         except SafetensorError as error:
             raise EndpointError(f"the weights of {what} are no safetensors file: {error}") from error
         if self.tensors and set(found) != set(self.tensors):
@@ -76,7 +78,7 @@ class Variant:
                 "than this client; fetch all, or use fetch_tensors"
             )
         wanted = DTYPES.get(self.dtype or "")
-        others = {kind for kind in found.values() if kind in FLOATING} - {wanted}
+        others = {kind for kind in weights.values() if kind in FLOATING} - {wanted}
         if wanted and others:
             raise EndpointError(
                 f"asked for {what} in {self.dtype}, got {', '.join(sorted(others))}: the endpoint is older "

@@ -52,7 +52,7 @@ class Wire(httpx.BaseTransport):
         ranged = request.headers.get("range", "")
         self.seen.append((request.method, request.url.path, ranged, answer.status_code))
         if isinstance(answer.stream, httpx.ByteStream):
-            self.sent += len(answer.content)
+            self.sent += sum(map(len, answer.stream))
         return answer
 
 
