@@ -157,7 +157,7 @@ class Endpoint:
             return file
 
     def generated(self, reference: Reference, asked: Generation) -> Steps[list[Path]]:
-        """Return the verified files of the networks that are generated, one each, in the order of their seeds."""
+        """Return the verified files of the networks that are generated, one each, by their seeds."""
         files = []
         for part in asked.parts():
             url = f"{self.address(reference)}/generate"

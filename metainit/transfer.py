@@ -30,8 +30,8 @@ class Retry:
     """How often a request is tried and how long to wait between tries, in seconds.
 
     The wait doubles from `first_wait`; a server that asks for more with Retry-After gets it up to
-    `longest_wait`. No try begins later than `total` seconds after the first failure. A download that moved
-    on by a megabyte counts anew.
+    `longest_wait`, and one that asks for more than `total` is not asked again. No try begins later than
+    `total` seconds after the first failure. A download that moved on by a megabyte counts anew.
     """
 
     attempts: int = 3
@@ -83,7 +83,7 @@ class Patience:
         self._first = now if self._failures == 0 else self._first
         self._failures += 1
         seconds = self._retry.wait(self._failures, error.asked)
-        late = now - self._first + seconds > self._retry.total
+        late = now - self._first + seconds > self._retry.total or (error.asked or 0.0) > self._retry.total
         if self._failures >= self._retry.attempts or late:
             tries = f"{self._failures} {'try' if self._failures == 1 else 'tries'}"
             wish = f" (it asks to wait {error.asked:g} s)" if late and error.asked else ""
