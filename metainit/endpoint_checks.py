@@ -8,7 +8,7 @@ import os
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -74,7 +74,8 @@ def examine(
     try:
         address = endpoint_at(url, RETRY, None, False).url
         options = http_options(address, key, TIMEOUT)
-        with httpx.Client(transport=transport, **options) as http:
+        # Closed, not entered: a transport that was handed in may be used again.
+        with closing(httpx.Client(transport=transport, **options)) as http:
             return list(_examined(Line(http, address, key, clock), subject))
     except EndpointError as error:
         return [*_between(url), Finding("error", subject, str(error))]

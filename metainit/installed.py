@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 
 from packaging.requirements import Requirement
 
@@ -22,29 +22,16 @@ def packages() -> list[Finding]:
     except PackageNotFoundError:
         remedy = "pip install it, from its folder or the index"
         return [Finding("error", "packages", "metainit is imported, but not installed", "", remedy)]
-    extras = sorted({name for need in needs for name in _extras(need)} - {*LEFT_OUT})
-    core = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
-    return [_core(core), *(_extra(name, list(_of(needs, name))) for name in extras)]
+    named = metadata("metainit").get_all("Provides-Extra") or []
+    core = [need for need in needs if _applies(need, "")]
+    findings = [_core(core)]
+    for extra in sorted({*named} - {*LEFT_OUT}):
+        findings.append(_extra(extra, [n for n in needs if _applies(n, extra) and n not in core]))
+    return findings
 
 
-def _extras(need: Requirement) -> Iterator[str]:
-    """Yield the extras that a requirement belongs to."""
-    for name in _names():
-        applies = need.marker is not None and need.marker.evaluate({"extra": name})
-        if applies and need.marker is not None and not need.marker.evaluate({"extra": ""}):
-            yield name
-
-
-def _names() -> list[str]:
-    from importlib.metadata import metadata
-
-    return metadata("metainit").get_all("Provides-Extra") or []
-
-
-def _of(needs: Iterable[Requirement], extra: str) -> Iterator[Requirement]:
-    for need in needs:
-        if extra in _extras(need):
-            yield need
+def _applies(need: Requirement, extra: str) -> bool:
+    return need.marker is None or need.marker.evaluate({"extra": extra})
 
 
 def lacking(needs: Iterable[Requirement]) -> tuple[list[str], list[str]]:
