@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metainit.adaptation import Task as Task
+    from metainit.async_client import AsyncClient as AsyncClient
     from metainit.card import AdaptationRoutine as AdaptationRoutine
     from metainit.card import Card as Card
     from metainit.client import Client as Client
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdaptationRoutine": "metainit.card",
+    "AsyncClient": "metainit.async_client",
     "Card": "metainit.card",
     "Client": "metainit.client",
     "Evidence": "metainit.evidence.measuring",

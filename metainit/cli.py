@@ -31,6 +31,7 @@ SUMMARIES: Mapping[str, str] = {
     "predict": "Predict weights for a network of yours that nobody has trained",
     "generate": "Draw initial weights from a generator, as many as you like",
     "import-ghn3": "Turn a published GHN-3 file into a checkpoint",
+    "cache": "Show, prune and verify what was fetched from endpoints",
     "list": "List what is registered",
     "show": "Show one version: card, routine and evidence",
     "pull": "Fetch a checkpoint into a file",

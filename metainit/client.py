@@ -3,42 +3,44 @@
 A fetch is one HEAD (an unchanged alias costs one 304) and one GET of an immutable blob. Bytes land
 in a ``.part`` file that a later call resumes with Range and If-Range; only a file whose SHA-256 is
 the announced one enters the cache, which is content-addressed and shared by all of a user's
-processes.
+processes. What is asked and how answers are read lies in `metainit.protocol`; `metainit.AsyncClient`
+runs the same.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 
-from metainit.bounded import MAX_EVIDENCE_BYTES, parse_object
-from metainit.card import canonical_json
-from metainit.errors import CheckpointError, EndpointError
-from metainit.kept import SHA256, Kept, copied
+from metainit import settings
+from metainit.asking import Generation
+from metainit.bounded import MAX_EVIDENCE_BYTES
+from metainit.errors import EndpointError
+from metainit.kept import Kept
 from metainit.places import cache_folder
-from metainit.references import Reference, parse_url
-from metainit.transfer import Blob, Retry, Transfer, check
+from metainit.protocol import KIND_HEADER as KIND_HEADER
+from metainit.protocol import Endpoint, Pages
+from metainit.protocol import Located as Located
+from metainit.references import parse_url
+from metainit.transfer import Progress, Retry
+from metainit.variants import Variant
+from metainit.wire import Steps, T, run
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from metainit.checkpoint import Checkpoint
 
 LOGGER = logging.getLogger("metainit.client")
 CACHE = "endpoint"
-MAX_BYTES = 64 << 30
 PATIENT = Retry()
-PREDICTION_TIMEOUT = httpx.Timeout(connect=5.0, read=180.0, write=30.0, pool=5.0)
-KIND_HEADER = "x-metainit-kind"
-"""What the answer for some weights says of their kind."""
-_TAG = re.compile(r'"(?P<sha256>[0-9a-f]{64})"')
+TIMEOUT = httpx.Timeout(connect=5.0, read=30.0, write=30.0, pool=5.0)
 
 
 class Resolved(NamedTuple):
@@ -50,15 +52,6 @@ class Resolved(NamedTuple):
     path: Path | None
     evidence: dict[str, Any] | None
     kind: str = ""
-
-
-class Located(NamedTuple):
-    """What a reference means now: its file where that was fetched before, else the kind and the blob."""
-
-    reference: Reference
-    path: Path | None
-    kind: str = ""
-    blob: Blob | None = None
 
 
 def resolve_url(source: str, left_there: Collection[str] = ()) -> Resolved:
@@ -88,15 +81,49 @@ def resolve_url(source: str, left_there: Collection[str] = ()) -> Resolved:
             return Resolved(path, None, found.kind)
 
 
+def endpoint_at(url: str, retry: Retry, cache: Path | None, offline: bool | None) -> Endpoint:
+    """Return the protocol of an endpoint.
+
+    Raises:
+        EndpointError: `url` is no address of an endpoint.
+    """
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        known = False
+    if not known:
+        raise EndpointError(f"{url!r} is no endpoint; expected e.g. http://127.0.0.1:8000")
+    kept = Kept(cache or cache_folder(CACHE))
+    return Endpoint(url.rstrip("/"), kept, retry, settings.offline() if offline is None else offline)
+
+
+def http_options(url: str, key: str | None, timeout: httpx.Timeout) -> dict[str, Any]:
+    """Return what both kinds of httpx clients are made with: a key, which errors do not show, and time-outs.
+
+    Raises:
+        EndpointError: the key holds what no header can carry.
+    """
+    key = settings.key_for(url) if key is None else key
+    if key and not (key.isascii() and key.isprintable()):
+        raise EndpointError("the key holds other characters than a header can carry: copy it once more")
+    return {"headers": {"Authorization": f"Bearer {key}"} if key else None, "timeout": timeout}
+
+
 class Client:
     """A client of one endpoint. All its waits are finite, and its cache is shared by processes.
 
+    Proxies and certificates follow the environment as httpx reads it (``HTTPS_PROXY``, ``NO_PROXY``,
+    ``SSL_CERT_FILE``).
+
     Args:
         url: address of the endpoint, e.g. ``http://127.0.0.1:8000``.
-        key: sent as a bearer token, to this endpoint only.
+        key: sent as a bearer token, to this endpoint only; METAINIT_KEY where METAINIT_SERVER is this one.
         transport: an httpx transport, e.g. one that calls an app in the same process.
         retry: how often and how patiently failed requests are repeated.
         cache: folder of the cache instead of the user's.
+        offline: answer from the cache alone; METAINIT_OFFLINE unless given.
+        timeout: of one exchange: to connect, and between bytes.
 
     Example:
         >>> Client('http://127.0.0.1:8000')
@@ -111,23 +138,17 @@ class Client:
         *,
         retry: Retry = PATIENT,
         cache: Path | None = None,
+        offline: bool | None = None,
+        timeout: httpx.Timeout = TIMEOUT,
     ) -> None:
         """Open no connection yet.
 
         Raises:
             EndpointError: `url` is no address of an endpoint.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise EndpointError(f"{url!r} is no endpoint; expected e.g. http://127.0.0.1:8000")
-        self.url = url.rstrip("/")
-        self._kept = Kept(cache or cache_folder(CACHE))
-        self._http = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else None,
-            timeout=httpx.Timeout(connect=5.0, read=30.0, write=30.0, pool=5.0),
-            transport=transport,
-        )
-        self._transfer = Transfer(self._http, self.url, retry)
+        self._endpoint = endpoint_at(url, retry, cache, offline)
+        self.url, self._kept = self._endpoint.url, self._endpoint.kept
+        self._http = httpx.Client(transport=transport, **http_options(self.url, key, timeout))
 
     def __repr__(self) -> str:
         """Name the endpoint; the key stays secret."""
@@ -156,15 +177,10 @@ class Client:
         Raises:
             EndpointError: the endpoint cannot be reached, or answers with a problem.
         """
-        items: list[dict[str, Any]] = []
-        url = f"{self.url}/v1/inits?limit=200"
-        for _ in range(10_000):
-            page = self._json(url)
-            items.extend(page.get("items", []))
-            if not page.get("next"):
-                return items
-            url = self._following(url, str(page["next"]))
-        raise EndpointError(f"{self.url} lists more than 10000 pages; expected an end")
+        pages = Pages(self.url)
+        while pages.wanted is not None:
+            pages.add(self._json(pages.wanted))
+        return pages.items
 
     def show(self, reference: str) -> dict[str, Any]:
         """Return card, evidence, pictures and addresses of one initialization.
@@ -172,7 +188,7 @@ class Client:
         Raises:
             EndpointError: it does not exist, or the endpoint cannot be reached.
         """
-        return self._json(f"{self.url}{self._reference(reference).path}")
+        return self._json(self._endpoint.address(self._endpoint.reference(reference)))
 
     def evidence(self, reference: str, sha256: str) -> dict[str, Any] | None:
         """Return the evidence of an initialization, asked for once for each reference and its weights.
@@ -184,31 +200,57 @@ class Client:
         Raises:
             EndpointError: it does not exist, the endpoint cannot be reached, or the disk is full.
         """
-        where = self._reference(reference)
-        address = self._address(where)
-        try:
-            found = self._kept.evidence(address, sha256).get("evidence")
-        except CheckpointError:  # none is kept, or it was damaged: ask again
-            shown = self.show(reference)
-            if shown.get("sha256") != sha256:
-                return None
-            found = shown.get("evidence")
-            with self._kept.storing(f"the evidence of {where}"):
-                self._kept.keep_evidence(address, sha256, found)
-        return found if isinstance(found, dict) else None
+        return self._run(self._endpoint.evidence(self._endpoint.reference(reference), sha256))
 
-    def fetch(self, reference: str, path: str | Path | None = None) -> Path:
+    def fetch(
+        self,
+        reference: str,
+        path: str | Path | None = None,
+        *,
+        dtype: str | None = None,
+        tensors: Iterable[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Path:
         """Return the verified checkpoint file of an initialization.
 
         A pinned version that is in the cache needs no endpoint; anything else asks it once. With
         `path`, the file is copied there.
+
+        Args:
+            reference: ``name``, ``name@alias``, ``name/version``, or an address on this endpoint.
+            path: where a copy goes.
+            dtype: ``'float32'`` or ``'bfloat16'``: the endpoint converts, and announces that file's SHA-256.
+            tensors: names of the tensors to fetch; all of them unless given.
+            progress: called with how many bytes are here and how many there will be.
 
         Raises:
             EndpointError: it does not exist, the endpoint cannot be reached, the bytes stay wrong
                 after a second clean download, or the disk is full (what has arrived is kept and
                 resumed).
         """
-        return self.fetched(self.located(reference), path)
+        located = self._located(reference, Variant.of(dtype, tensors))
+        return self.fetched(located, path, progress=progress)
+
+    def fetch_tensors(self, reference: str, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return some tensors, reading only their bytes; a file that is in the cache is read instead.
+
+        What comes by ranges is *not verified*: the SHA-256 of a file says nothing about a part of it, and
+        neither does the digest on its card. Place, length, type and shape are checked, and each range is
+        asked for under the announced SHA-256, but a byte that was damaged on the way is not noticed, and
+        nothing is kept. Where all tensors are asked for, or a proxy strips ranges, the whole file is fetched
+        and verified.
+        ``fetch(reference, tensors=names)`` gives a file with a SHA-256 of its own.
+
+        Args:
+            reference: as for `fetch`.
+            names: of tensors, as in the state dict.
+
+        Raises:
+            EndpointError: as for `fetch`; or there is no such tensor.
+        """
+        from metainit.ranged import tensors
+
+        return self._run(tensors(self._endpoint, self._endpoint.reference(reference), names))
 
     def located(self, reference: str) -> Located:
         """Return what a reference means now; a pinned version that is in the cache needs no endpoint.
@@ -216,39 +258,21 @@ class Client:
         Raises:
             EndpointError: it does not exist, or the endpoint cannot be reached.
         """
-        where = self._reference(reference)
-        with self._kept.storing(where):
-            known = self._kept.remembered(self._address(where))
-        if known is not None and where.version is not None:
-            return Located(where, self._kept.file(known))
-        return self._transfer.attempt(lambda: self._locate(where, known))
+        return self._located(reference, Variant())
 
-    def fetched(self, located: Located, path: str | Path | None = None) -> Path:
+    def fetched(
+        self, located: Located, path: str | Path | None = None, *, progress: Progress | None = None
+    ) -> Path:
         """Return the verified file of what was located, as `fetch` does."""
-        where = located.reference
-        with self._kept.storing(where):
-            if located.blob is not None:
-                blob = self._brought(located.blob, where)
-                self._kept.remember(self._address(where), located.blob.sha256)
-            else:
-                assert located.path is not None
-                blob = located.path
-            return blob if path is None else copied(blob, Path(path))
+        return self._run(self._endpoint.fetched(located, path, progress))
 
-    def blob(self, sha256: str) -> Path:
+    def blob(self, sha256: str, *, progress: Progress | None = None) -> Path:
         """Return the verified file of a blob; one that is in the cache needs no endpoint.
 
         Raises:
             EndpointError: as for `fetch`.
         """
-        if not SHA256.fullmatch(sha256):
-            raise EndpointError(f"{sha256!r} is no SHA-256; expected 64 hexadecimal digits")
-        with self._kept.storing(sha256):
-            if self._kept.has(sha256):
-                return self._kept.file(sha256)
-            url = f"{self.url}/v1/blobs/{sha256}"
-            size = self._transfer.attempt(lambda: self._measured(url))
-            return self._brought(Blob(sha256, size, url), sha256)
+        return self._run(self._endpoint.blob(sha256, progress))
 
     def predicted(
         self, reference: str, graph: Mapping[str, Any], *, seed: int = 0, exact: bool = False
@@ -265,17 +289,25 @@ class Client:
             EndpointError: as for `fetch`; or there is no hypernetwork, the graph is refused, or too many
                 predictions are under way.
         """
-        where = self._reference(reference)
-        url = f"{self.url}{where.path}/predict"
-        content = canonical_json({"graph": graph, "seed": seed, "exact": exact}).encode()
-        answer = parse_object(self._transfer.attempt(lambda: self._posted(url, content)), url)
-        sha256, size = answer.get("sha256"), answer.get("size")
-        if not isinstance(sha256, str) or not SHA256.fullmatch(sha256) or type(size) is not int:
-            raise EndpointError(f"{url} gave no SHA-256 and size; is this a metainit endpoint?")
-        if not 0 < size <= MAX_BYTES:
-            raise EndpointError(f"{url} announces {size} bytes, expected at most {MAX_BYTES}")
-        with self._kept.storing(where):
-            return self._brought(Blob(sha256, size, f"{self.url}/v1/blobs/{sha256}"), where)
+        order = {"graph": graph, "seed": seed, "exact": exact}
+        return self._run(self._endpoint.predicted(self._endpoint.reference(reference), order))
+
+    def generated(self, reference: str, count: int = 1, **asked: Any) -> Sequence[Path]:
+        """Return the verified files of weights that a generator there draws, one network each.
+
+        Args:
+            reference: of the generator, as for `fetch`.
+            count: networks; number i has the seed ``seed + i``, and asked for alone the same bytes.
+            asked: `seed` (0 unless given), `condition`, `observation` and `what`, as for
+                `metainit.asking.Generation`.
+
+        Raises:
+            DataError: the observation is no array of numbers.
+            EndpointError: as for `fetch`; or there is no generator, it does not take the condition, or too
+                many networks are under way.
+        """
+        where = self._endpoint.reference(reference)
+        return self._run(self._endpoint.generated(where, Generation(count, **asked)))
 
     def predict(
         self, network: nn.Module, reference: str, *, example_inputs: Any, **arguments: Any
@@ -314,85 +346,11 @@ class Client:
 
         return load(self.fetch(reference))
 
-    def _reference(self, text: str) -> Reference:
-        if not text.startswith(("http://", "https://")):
-            return Reference.parse(text)
-        base, reference = parse_url(text)
-        if base != self.url:
-            raise EndpointError(f"{text} is not on {self.url}; make a Client of {base}")
-        return reference
+    def _run(self, steps: Steps[T]) -> T:
+        return run(steps, self._http)
 
-    def _address(self, reference: Reference) -> str:
-        return f"{self.url}{reference.path}"
-
-    def _brought(self, blob: Blob, what: object) -> Path:
-        return self._kept.brought(blob, what, self._transfer.download)
-
-    def _measured(self, url: str) -> int:
-        """Ask for the size of what lies at an address."""
-        response = self._http.head(url)
-        if response.status_code == 404:  # a HEAD has no body
-            raise EndpointError(f"{self.url} has no blob {url.rpartition('/')[2]}")
-        check(response)
-        length = response.headers.get("content-length", "")
-        if not length.isdigit() or int(length) > MAX_BYTES:
-            raise EndpointError(f"{url} announces {length!r} bytes, expected at most {MAX_BYTES}")
-        return int(length)
-
-    def _posted(self, url: str, content: bytes) -> bytes:
-        """Post JSON and return the answer's content; a prediction may take a while."""
-        headers = {"Content-Type": "application/json"}
-        answer = self._http.post(url, content=content, headers=headers, timeout=PREDICTION_TIMEOUT)
-        check(answer)
-        return answer.content
-
-    def _locate(self, reference: Reference, known: str | None) -> Located:
-        """Ask what a reference means now."""
-        url = f"{self.url}{reference.path}/weights"
-        response = self._http.head(url, headers={"If-None-Match": f'"{known}"'} if known else {})
-        if response.status_code == 304 and known:
-            return Located(reference, self._kept.file(known))
-        if response.status_code >= 400:  # a HEAD has no body: ask for the reason
-            check(self._http.get(f"{self.url}{reference.path}"))
-        check(response)
-        tag = _TAG.fullmatch(response.headers.get("etag", ""))
-        length = response.headers.get("content-length", "")
-        if tag is None or not length.isdigit():
-            raise EndpointError(
-                f"{url} gave no SHA-256 and length for the weights (ETag "
-                f"{response.headers.get('etag')!r}); is this a metainit endpoint?"
-            )
-        if int(length) > MAX_BYTES:
-            raise EndpointError(f"{url} announces {length} bytes, expected at most {MAX_BYTES}")
-        # Not the Content-Location: behind a proxy the endpoint does not know the path that it is asked under.
-        blob = Blob(tag["sha256"], int(length), f"{self.url}/v1/blobs/{tag['sha256']}")
-        return Located(reference, None, response.headers.get(KIND_HEADER, ""), blob)
+    def _located(self, reference: str, variant: Variant) -> Located:
+        return self._run(self._endpoint.located(self._endpoint.reference(reference), variant))
 
     def _json(self, url: str) -> dict[str, Any]:
-        content = self._transfer.attempt(lambda: self._body(url))
-        try:
-            return parse_object(content, url)
-        except CheckpointError as error:
-            raise EndpointError(f"{error}; is this a metainit endpoint?") from error
-
-    def _body(self, url: str) -> bytes:
-        """Return an answer's content, which is left off once it is larger than any that is of use."""
-        with self._http.stream("GET", url) as response:
-            if response.status_code >= 400:
-                response.read()
-            check(response)
-            content = bytearray()
-            for chunk in response.iter_bytes():
-                content += chunk
-                if len(content) > MAX_EVIDENCE_BYTES:
-                    raise EndpointError(f"{url} sends more than {MAX_EVIDENCE_BYTES} bytes")
-        return bytes(content)
-
-    def _following(self, url: str, following: str) -> str:
-        """Return the address of the next page: the query is the endpoint's, the place is ours."""
-        ours, theirs = urlsplit(url), urlsplit(urljoin(url, following))
-        if (ours.scheme, ours.netloc) != (theirs.scheme, theirs.netloc):
-            raise EndpointError(f"{url} goes on at {following}, which is not on {self.url}: not followed")
-        if ours.query == theirs.query:
-            raise EndpointError(f"{url} names itself as the next page; is this a metainit endpoint?")
-        return f"{self.url}/v1/inits?{theirs.query}"
+        return self._run(self._endpoint.json(url, MAX_EVIDENCE_BYTES))

