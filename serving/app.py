@@ -16,6 +16,9 @@ from serving import answers, problems
 from serving.cache import PICTURE_TYPES, Entry
 from serving.catalog import Missing
 from serving.files import answer_file
+from serving.generation import Generating, GenerationLimits
+from serving.generation_routes import generations
+from serving.generator import Drawer, LocalDrawer
 from serving.metrics import Measured, Metrics
 from serving.prediction import Limits, Predicting
 from serving.prediction_routes import predictions
@@ -27,13 +30,21 @@ IMMUTABLE = "public, max-age=31536000, immutable"
 REVALIDATE = "no-cache"
 
 
-def create_app(store: Store, predictor: Predictor | None = None, limits: Limits | None = None) -> FastAPI:
+def create_app(
+    store: Store,
+    predictor: Predictor | None = None,
+    limits: Limits | None = None,
+    drawer: Drawer | None = None,
+    generation_limits: GenerationLimits | None = None,
+) -> FastAPI:
     """Return the app over a store; its lifespan starts and stops the store.
 
     Args:
         store: what is served.
         predictor: answers requests for predictions; one in this process where it is None.
         limits: of a prediction.
+        drawer: answers requests for generated weights; one in this process where it is None.
+        generation_limits: of such a request.
     """
 
     @asynccontextmanager
@@ -46,6 +57,7 @@ def create_app(store: Store, predictor: Predictor | None = None, limits: Limits 
     problems.install(app)
     metrics = Metrics(store)
     predicting = Predicting(predictor or LocalPredictor(), store.predictions, limits)
+    generating = Generating(drawer or LocalDrawer(), store.predictions, generation_limits)
     app.add_middleware(Measured, metrics=metrics)
     app.include_router(_operations(store, metrics))
     app.include_router(_list(store))
@@ -55,6 +67,7 @@ def create_app(store: Store, predictor: Predictor | None = None, limits: Limits 
     ):
         app.include_router(_init(store, pick, prefix))
         app.include_router(predictions(predicting, pick, prefix))
+        app.include_router(generations(generating, pick, prefix))
     app.include_router(_blobs(store))
     return app
 

@@ -29,6 +29,7 @@ def serve(
     ] = None,
     poll: Annotated[float, typer.Option(help="seconds between looks at the registry")] = 2.0,
     predictors: Annotated[int, typer.Option(help="processes that predict weights, at most", min=1)] = 2,
+    generators: Annotated[int, typer.Option(help="processes that generate weights, at most", min=1)] = 2,
     public: Annotated[bool, typer.Option("--public", help="allow other machines in")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="answer in JSON")] = False,
 ) -> None:
@@ -39,7 +40,8 @@ def serve(
     if not public and not is_loopback(host):
         raise typer.BadParameter(PublicHost.format(host=host), param_hint="--host")
     try:
-        with start(host, port, registry, cache=cache, poll=poll, predictors=predictors) as endpoint:
+        workers = {"predictors": predictors, "generators": generators}
+        with start(host, port, registry, cache=cache, poll=poll, **workers) as endpoint:
             if as_json:
                 typer.echo(json.dumps({"url": endpoint.url, "seconds": endpoint.seconds}))
             else:

@@ -36,11 +36,12 @@ def build(registry_uri: str | None, home: str | None, cache: str, poll: float) -
     from pipelines.registry import Registry
     from serving.app import create_app
     from serving.late import LateRegistry
-    from serving.ray_predictor import RayPredictor
+    from serving.ray_predictor import RayDrawer, RayPredictor
     from serving.store import Store
 
     registry = LateRegistry(lambda: Registry(registry_uri))
-    return create_app(Store(registry, Path(cache), poll=poll), RayPredictor(APPLICATION))
+    store = Store(registry, Path(cache), poll=poll)
+    return create_app(store, RayPredictor(APPLICATION), drawer=RayDrawer(APPLICATION))
 
 
 @dataclass
@@ -84,6 +85,7 @@ def start(
     poll: float = 2.0,
     patience: float = 120.0,
     predictors: int = 2,
+    generators: int = 2,
     prepared: FastPath | None = None,
 ) -> Endpoint:
     """Serve a registry on Ray Serve and return once the first request can be answered.
@@ -96,6 +98,7 @@ def start(
         poll: seconds between looks at the registry.
         patience: seconds until a start-up that does not end is given up.
         predictors: how many processes predict at most; none is there before one is needed.
+        generators: the same of processes that generate.
         prepared: what `prepare` gave before Ray was started, if it was called.
 
     Raises:
@@ -111,7 +114,7 @@ def start(
     clock.lap("ray")
     endpoint = Endpoint(f"http://{reachable(host)}:{port}", clock.laps, fast, owns)
     try:
-        arguments = (host, port, registry_uri, cache, poll, predictors, passed, clock)
+        arguments = (host, port, registry_uri, cache, poll, predictors, generators, passed, clock)
         bounded(partial(_deploy, *arguments), clock)
         _wait_until_ready(endpoint.url, clock)
     except BaseException:
@@ -171,6 +174,7 @@ def _deploy(
     cache: Path | None,
     poll: float,
     predictors: int,
+    generators: int,
     passed: dict[str, Any],
     clock: Clock,
 ) -> None:
@@ -178,6 +182,7 @@ def _deploy(
     from ray.serve.config import HTTPOptions, ProxyLocation
 
     from serving import ray_predictor
+    from serving.generation import GenerationLimits
     from serving.prediction import Limits
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -209,9 +214,14 @@ def _deploy(
         health_check_period_s=5,
         ray_actor_options={"num_cpus": REPLICA_CPUS, **passed},
     )
-    predictor = ray_predictor.deployment(predictors, Limits().waiting, home, passed)
+    workers = [
+        ray_predictor.deployment(ray_predictor.PREDICTOR, predictors, Limits().waiting, home, passed),
+        ray_predictor.deployment(
+            ray_predictor.GENERATOR, generators, GenerationLimits().waiting, home, passed
+        ),
+    ]
     serve.run_many(
-        [serve.RunTarget(deployment.bind(predictor), name=APPLICATION, route_prefix="/")],
+        [serve.RunTarget(deployment.bind(*workers), name=APPLICATION, route_prefix="/")],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )

@@ -23,7 +23,9 @@ from metainit.errors import (
     RegistryError,
 )
 from serving.catalog import Missing
-from serving.prediction import Busy, NoPredictor, TooLarge, Unpredictable
+from serving.generation import NoGenerator, Ungenerated
+from serving.making import Busy, TooLarge
+from serving.prediction import NoPredictor, Unpredictable
 from serving.store import NotReady
 
 LOGGER = logging.getLogger("metainit.serving")
@@ -62,7 +64,9 @@ TABLE: Mapping[type[Exception], Kind] = {
     ConditionError: Kind(422, "condition", "The generator does not take such a condition"),
     CopyError: Kind(409, "copies", "The generator gives copies of what it was trained on"),
     NoPredictor: Kind(409, "no-predictor", "This initialization does not predict"),
-    Busy: Kind(429, "busy", "Too many predictions are under way", retry_after=2),
+    NoGenerator: Kind(409, "no-generator", "This initialization does not generate"),
+    Ungenerated: Kind(422, "ungenerated", "The generator gives nothing for this"),
+    Busy: Kind(429, "busy", "Too many orders are under way", retry_after=2),
     EndpointError: Kind(422, "invalid", "The request is not valid"),
     MetainitError: Kind(500, "internal", "The endpoint failed"),
     Exception: Kind(500, "internal", "The endpoint failed"),
