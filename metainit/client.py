@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
 import httpx
 
+from metainit.asking import MAX_BYTES, Generation, blob_of, blobs_of
 from metainit.bounded import MAX_EVIDENCE_BYTES, parse_object
 from metainit.card import canonical_json
 from metainit.errors import CheckpointError, EndpointError
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("metainit.client")
 CACHE = "endpoint"
-MAX_BYTES = 64 << 30
 PATIENT = Retry()
 PREDICTION_TIMEOUT = httpx.Timeout(connect=5.0, read=180.0, write=30.0, pool=5.0)
 KIND_HEADER = "x-metainit-kind"
@@ -269,13 +270,50 @@ class Client:
         url = f"{self.url}{where.path}/predict"
         content = canonical_json({"graph": graph, "seed": seed, "exact": exact}).encode()
         answer = parse_object(self._transfer.attempt(lambda: self._posted(url, content)), url)
-        sha256, size = answer.get("sha256"), answer.get("size")
-        if not isinstance(sha256, str) or not SHA256.fullmatch(sha256) or type(size) is not int:
-            raise EndpointError(f"{url} gave no SHA-256 and size; is this a metainit endpoint?")
-        if not 0 < size <= MAX_BYTES:
-            raise EndpointError(f"{url} announces {size} bytes, expected at most {MAX_BYTES}")
         with self._kept.storing(where):
-            return self._brought(Blob(sha256, size, f"{self.url}/v1/blobs/{sha256}"), where)
+            return self._brought(blob_of(answer, url, self.url), where)
+
+    def generated(self, reference: str, count: int = 1, **asked: Any) -> Sequence[Path]:
+        """Return the verified files of weights that a generator there draws, one network each.
+
+        Args:
+            reference: of the generator, as for `fetch`.
+            count: networks; number i has the seed ``seed + i``, and asked for alone the same bytes.
+            asked: `seed` (0 unless given), `condition`, `observation` and `what`, as for
+                `metainit.asking.Generation`.
+
+        Raises:
+            DataError: the observation is no array of numbers.
+            EndpointError: as for `fetch`; or there is no generator, it does not take the condition, or too
+                many networks are under way.
+        """
+        where = self._reference(reference)
+        files = []
+        for part in Generation(count, **asked).parts():
+            url, content = f"{self.url}{where.path}/generate", part.body()
+            answer = parse_object(self._transfer.attempt(partial(self._posted, url, content)), url)
+            with self._kept.storing(where):
+                files += [self._brought(blob, where) for blob in blobs_of(answer, part, url, self.url)]
+            where = Reference.parse(str(answer.get("reference")))  # an alias may move before the next part
+        return files
+
+    def part(self, reference: str, tensors: Sequence[str] = (), dtype: str | None = None) -> Path:
+        """Return the verified file of some tensors of an initialization, or of its weights in another type.
+
+        Args:
+            reference: as for `fetch`.
+            tensors: their names; all where there are none.
+            dtype: ``float32`` or ``bfloat16``; as they are where it is None.
+
+        Raises:
+            EndpointError: as for `fetch`; or there are no such tensors.
+        """
+        where = self._reference(reference)
+        asked = [*(("tensor", name) for name in tensors), *([("dtype", dtype)] if dtype else [])]
+        found = self._transfer.attempt(lambda: self._locate(where, None, f"?{urlencode(asked)}"))
+        assert found.blob is not None
+        with self._kept.storing(where):
+            return self._brought(found.blob, where)
 
     def predict(
         self, network: nn.Module, reference: str, *, example_inputs: Any, **arguments: Any
@@ -346,14 +384,14 @@ class Client:
         check(answer)
         return answer.content
 
-    def _locate(self, reference: Reference, known: str | None) -> Located:
-        """Ask what a reference means now."""
-        url = f"{self.url}{reference.path}/weights"
+    def _locate(self, reference: Reference, known: str | None, query: str = "") -> Located:
+        """Ask what a reference means now; a query asks for a part of it."""
+        url = f"{self.url}{reference.path}/weights{query}"
         response = self._http.head(url, headers={"If-None-Match": f'"{known}"'} if known else {})
         if response.status_code == 304 and known:
             return Located(reference, self._kept.file(known))
         if response.status_code >= 400:  # a HEAD has no body: ask for the reason
-            check(self._http.get(f"{self.url}{reference.path}"))
+            check(self._http.get(url if query else f"{self.url}{reference.path}"))
         check(response)
         tag = _TAG.fullmatch(response.headers.get("etag", ""))
         length = response.headers.get("content-length", "")
