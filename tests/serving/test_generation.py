@@ -61,7 +61,7 @@ def drawer() -> Counting:
 
 @pytest.fixture
 def http(store: Store, drawer: Counting) -> Iterator[httpx.Client]:
-    limits = GenerationLimits(body_bytes=2000, count=12, elements=400, waiting=12, seconds=20.0)
+    limits = GenerationLimits(body_bytes=2000, count=12, elements=150, waiting=12, seconds=120.0)
     app = create_app(store, drawer=drawer, generation_limits=limits)
     with InProcess(app) as transport, httpx.Client(transport=transport, base_url=BASE) as client:
         yield client
@@ -155,7 +155,7 @@ WRONG: list[tuple[str, str, Any, int, str, str]] = [
     ("a bad seed", "shapes", {"seed": -1}, 422, "invalid", "body.seed"),
     ("no count", "shapes", {"count": 0}, 422, "invalid", "body.count"),
     ("too many", "shapes", {"count": 13}, 413, "too-large", "expected at most 12"),
-    ("too many numbers", "shapes", {"count": 12}, 413, "too-large", "limit of 400"),
+    ("too many numbers", "shapes", {"count": 12}, 413, "too-large", "limit of 150"),
     ("too large a body", "shapes", b" " * 2001, 413, "too-large", "2000 bytes"),
     ("an unknown class", "shapes", {"condition": "rign"}, 422, "condition", "ring"),
     ("a class too far", "shapes", {"condition": 3}, 422, "condition", "0 to 2"),
