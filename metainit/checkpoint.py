@@ -98,7 +98,7 @@ def to_bytes(tensors: Mapping[str, Tensor], card: Card) -> bytes:
         raise CheckpointError("a checkpoint needs at least one tensor, got none")
     if HEADER_KEY in tensors:
         raise CheckpointError(f"no tensor can be called {HEADER_KEY!r}: rename it")
-    bad = [k for k, v in tensors.items() if not _finite(v)]
+    bad = [k for k, v in tensors.items() if not finite(v)]
     if bad:
         raise CheckpointError(f"not finite: {', '.join(sorted(bad))}; a checkpoint holds finite numbers only")
     plain = _unshared(tensors)
@@ -109,11 +109,19 @@ def to_bytes(tensors: Mapping[str, Tensor], card: Card) -> bytes:
         raise CheckpointError(f"the card of {card.name!r} cannot be written: {error}") from error
 
 
-def _finite(tensor: Tensor) -> bool:
+def finite(tensor: Tensor) -> bool:
+    """Return whether all numbers of a tensor are finite.
+
+    Example:
+        >>> finite(torch.ones(2)), finite(torch.tensor([torch.inf, -torch.inf])), finite(torch.arange(3))
+        (True, False, True)
+    """
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
-    # The types of one byte have no isfinite of their own.
-    return bool(torch.isfinite(tensor.float() if tensor.dtype.itemsize == 1 else tensor).all())
+    # The types of one byte have neither sum nor isfinite of their own.
+    values = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+    # What is not finite stays so in a sum, which is many times as fast; a sum of finite numbers may overflow.
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast, get_a
 import typer
 
 from metainit.errors import SourceError
+from metainit.references import Reference
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +66,9 @@ def generate(
     what: Annotated[
         str, typer.Option(help="sample; one_step, which is faster; or mean, which is the same for every seed")
     ] = "sample",
+    server: Annotated[
+        str | None, typer.Option("--server", metavar="URL", help="a generator on this endpoint, drawn there")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="answer in JSON")] = False,
 ) -> None:
     """Draw initial weights, as many different ones as you like, each a checkpoint of its own."""
@@ -74,7 +78,8 @@ def generate(
 
     if what not in get_args(What):
         raise typer.BadParameter(f"--what {what}: expected sample, mean or one_step")
-    start = load(source_of(source))
+    address = f"{server.rstrip('/')}{Reference.parse(source).path}" if server else source_of(source)
+    start = load(address)
     if not isinstance(start, Generates):
         raise SourceError(
             f"{source!r} is a {start.card.kind}, which generates nothing: name a generator (kind generator)"

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from serving.cache import Entry
 from serving.catalog import Facts, Init
+from serving.generation import GenerationAnswer
 from serving.prediction import Answer
 
 LISTED = 20
@@ -96,6 +97,23 @@ class Prediction(BaseModel):
     blob: str
 
 
+class GeneratedNetwork(BaseModel):
+    """The weights of one network that was generated."""
+
+    seed: int
+    sha256: str
+    size: int
+    blob: str
+
+
+class Generation(BaseModel):
+    """Weights that were generated, one network each, in the order of their seeds."""
+
+    reference: str = Field(description="the generator's version")
+    what: str = Field(description="what was drawn: sample, mean or one_step")
+    items: list[GeneratedNetwork]
+
+
 class Health(BaseModel):
     """Whether the process lives."""
 
@@ -134,6 +152,20 @@ def prediction(answer: Answer, reference: str, base: str) -> Prediction:
         size=kept.size,
         blob=f"{base}/v1/blobs/{kept.sha256}",
     )
+
+
+def generation(answer: GenerationAnswer, reference: str, base: str) -> Generation:
+    """Describe what was generated."""
+    items = [
+        GeneratedNetwork(
+            seed=one.seed,
+            sha256=one.made.kept.sha256,
+            size=one.made.kept.size,
+            blob=f"{base}/v1/blobs/{one.made.kept.sha256}",
+        )
+        for one in answer.drawn
+    ]
+    return Generation(reference=reference, what=answer.what, items=items)
 
 
 def version_line(init: Init, facts: Facts) -> VersionLine:

@@ -17,9 +17,13 @@ from serving import answers, problems
 from serving.bounds import Load
 from serving.cache import PICTURE_TYPES, Entry
 from serving.catalog import Init, Missing
+from serving.derived import Deriving, Type, named
 from serving.details import Details
 from serving.edge import surround
 from serving.files import answer_file
+from serving.generation import Generating, GenerationLimits
+from serving.generation_routes import generations
+from serving.generator import Drawer, LocalDrawer
 from serving.metrics import Metrics
 from serving.peers import Door
 from serving.prediction import Limits, Predicting
@@ -43,6 +47,8 @@ def create_app(
     limits: Limits | None = None,
     settings: EndpointSettings | None = None,
     door: Door | None = None,
+    drawer: Drawer | None = None,
+    generation_limits: GenerationLimits | None = None,
 ) -> FastAPI:
     """Return the app over a store; its lifespan starts and stops the store.
 
@@ -52,6 +58,8 @@ def create_app(
         limits: of a prediction.
         settings: keys, limits and what the endpoint tells of itself.
         door: the proxy that every request has to come through, if there is one.
+        drawer: answers requests for generated weights; one in this process where it is None.
+        generation_limits: of such a request.
     """
     settings = settings or EndpointSettings()
 
@@ -72,8 +80,10 @@ def create_app(
     problems.install(app)
     limits = limits or Limits(waiting=settings.queue)
     predicting = Predicting(predictor or LocalPredictor(), store.predictions, limits)
+    deriving = Deriving(store.predictions)
+    generating = Generating(drawer or LocalDrawer(), store.predictions, generation_limits)
     load = Load()
-    metrics = Metrics(store, load, lambda: predicting.under_way)
+    metrics = Metrics(store, load, lambda: predicting.under_way + generating.under_way)
     edge = surround(app, settings, load, metrics.count, store.stale_for, door)
     app.include_router(_operations(store, metrics, settings))
     app.include_router(_list(store))
@@ -82,8 +92,9 @@ def create_app(
         ("/v1/inits/{name}/versions/{version}", _pick_version(store)),
         ("/v1/inits/{reference}", _pick_reference(store)),
     ):
-        app.include_router(_init(store, pick, prefix))
+        app.include_router(_init(store, deriving, pick, prefix))
         app.include_router(predictions(predicting, pick, prefix))
+        app.include_router(generations(generating, pick, prefix))
     app.include_router(_blobs(store, PRIVATE if settings.keys else IMMUTABLE))
     return app
 
@@ -136,7 +147,7 @@ def _list(store: Store) -> APIRouter:
     return router
 
 
-def _init(store: Store, pick: Pick, prefix: str) -> APIRouter:
+def _init(store: Store, deriving: Deriving, pick: Pick, prefix: str) -> APIRouter:
     """The routes of one initialization, below the prefix that names it."""
     router = APIRouter(prefix=prefix, tags=["initializations"])
     picked = Depends(pick)
@@ -167,9 +178,24 @@ def _init(store: Store, pick: Pick, prefix: str) -> APIRouter:
 
     @router.head("/weights", include_in_schema=False)
     @router.get("/weights", response_class=FileResponse)
-    async def weights(request: Request, entry: Entry = picked, redirect: bool = False) -> Response:
-        """The checkpoint file. ETag is its SHA-256; Range, HEAD and If-None-Match work."""
-        blob = f"{answers.base_of(request)}/v1/blobs/{entry.facts.sha256}"
+    async def weights(
+        request: Request,
+        entry: Entry = picked,
+        redirect: bool = False,
+        dtype: Type | None = None,
+        tensors: Annotated[str | None, Query(description="names with commas between them")] = None,
+        tensor: Annotated[list[str] | None, Query(description="a name; may be repeated")] = None,
+    ) -> Response:
+        """The checkpoint file. ETag is its SHA-256; Range, HEAD and If-None-Match work.
+
+        With `dtype`, `tensors` or `tensor` it is a checkpoint of its own, with its own SHA-256.
+        """
+        path, sha256 = entry.blob, entry.facts.sha256
+        if dtype is not None or tensors is not None or tensor:
+            kept = await deriving.derived(entry, dtype, named(tensors, tensor or []))
+            if kept is not None:
+                path, sha256 = await anyio.to_thread.run_sync(store.blob, kept.sha256), kept.sha256
+        blob = f"{answers.base_of(request)}/v1/blobs/{sha256}"
         if redirect:
             return RedirectResponse(blob, 307, {"cache-control": REVALIDATE})
         headers = {
@@ -178,7 +204,7 @@ def _init(store: Store, pick: Pick, prefix: str) -> APIRouter:
             KIND_HEADER: entry.facts.kind,
             "content-disposition": f'attachment; filename="{entry.facts.name}.safetensors"',
         }
-        return answer_file(request, entry.blob, entry.facts.sha256, WEIGHTS_TYPE, headers)
+        return answer_file(request, path, sha256, WEIGHTS_TYPE, headers)
 
     return router
 

@@ -1,21 +1,20 @@
 """The endpoint as an application of Ray Serve, for whoever starts Serve: `serve run`, a config file, KubeRay.
 
-`import_path: serving.application:app`, with the arguments of `Arguments`.
+`import_path: serving.application:app`, with the arguments of `serving.arguments.Arguments`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from metainit.errors import EndpointError
+from serving.arguments import Arguments
 from serving.deployments import REPLICA_CPUS, build, default_cache
 from serving.peers import Door
-from serving.settings import EndpointSettings
 
 SPARE = 64
 """Requests that a replica takes from Ray above its own limit, to refuse them itself or to answer probes."""
@@ -23,25 +22,6 @@ SPARE = 64
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve import Application
-
-
-class Arguments(BaseModel):
-    """What is served and by how many processes.
-
-    Example:
-        >>> Arguments(registry='http://mlflow:5000', settings={'replicas': 2}).settings.replicas
-        2
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    registry: str | None = Field(None, description="address of the registry; default: the configured one")
-    cache: Path | None = Field(None, description="folder of verified copies; default: in METAINIT_HOME")
-    poll: float = Field(2.0, gt=0, description="seconds between looks at the registry")
-    predictors: int = Field(2, ge=1, description="processes that predict weights, at most")
-    settings: EndpointSettings = Field(
-        EndpointSettings(), description="keys, limits, and how many replicas share the folder of copies"
-    )
 
 
 def app(args: dict[str, Any]) -> Application:
@@ -84,6 +64,12 @@ def bound(arguments: Arguments, options: Mapping[str, Any], door: Door | None = 
         health_check_period_s=5,
         ray_actor_options={"num_cpus": REPLICA_CPUS, **options},
     )
-    predictor = ray_predictor.deployment(arguments.predictors, settings.queue, home, dict(options))
-    made: Application = deployment.bind(predictor)
+    workers = [
+        ray_predictor.deployment(name, most, settings.queue, home, dict(options))
+        for name, most in (
+            (ray_predictor.PREDICTOR, arguments.predictors),
+            (ray_predictor.GENERATOR, arguments.generators),
+        )
+    ]
+    made: Application = deployment.bind(*workers)
     return made

@@ -42,6 +42,10 @@ def serve(
         int,
         typer.Option(help="processes that predict weights, at most", min=1, envvar=ENV.format("PREDICTORS")),
     ] = 2,
+    generators: Annotated[
+        int,
+        typer.Option(help="processes that generate weights, at most", min=1, envvar=ENV.format("GENERATORS")),
+    ] = 2,
     config: Annotated[
         Path | None,
         typer.Option(help="YAML file of settings: see docs/operating.md", envvar=ENV.format("CONFIG")),
@@ -68,9 +72,8 @@ def serve(
         if settings.keys is None and not public and not is_loopback(host):
             text = PublicHost.format(host=host, keys=default_path())
             raise typer.BadParameter(text, param_hint="--host")
-        with start(
-            host, port, registry, cache=cache, poll=poll, predictors=predictors, settings=settings
-        ) as endpoint:
+        workers = {"predictors": predictors, "generators": generators}
+        with start(host, port, registry, cache=cache, poll=poll, settings=settings, **workers) as endpoint:
             if as_json:
                 typer.echo(json.dumps({"url": endpoint.url, "seconds": endpoint.seconds}))
             else:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from metainit.errors import EndpointError
+from serving.arguments import Arguments
 from serving.front_door import check_certificate, open_door, trusting
 from serving.haproxy import NO_REPLICA, FastPath, binary, fast_path
 from serving.key_file import read
@@ -51,7 +52,7 @@ def build(
     from serving.app import create_app
     from serving.late import LateRegistry
     from serving.looking import following
-    from serving.ray_predictor import RayPredictor
+    from serving.ray_predictor import RayDrawer, RayPredictor
     from serving.store import Store
 
     settings = settings or EndpointSettings()
@@ -61,7 +62,8 @@ def build(
         return Registry(registry_uri)
 
     store = Store(LateRegistry(opened), Path(cache), poll=poll, look=following(opened))
-    return create_app(store, RayPredictor(APPLICATION), settings=settings, door=door)
+    predictor, drawer = RayPredictor(APPLICATION), RayDrawer(APPLICATION)
+    return create_app(store, predictor, settings=settings, door=door, drawer=drawer)
 
 
 @dataclass
@@ -106,6 +108,7 @@ def start(
     poll: float = 2.0,
     patience: float = 120.0,
     predictors: int = 2,
+    generators: int = 2,
     prepared: FastPath | None = None,
     settings: EndpointSettings | None = None,
 ) -> Endpoint:
@@ -119,6 +122,7 @@ def start(
         poll: seconds between looks at the registry.
         patience: seconds until a start-up that does not end is given up.
         predictors: how many processes predict at most; none is there before one is needed.
+        generators: the same of processes that generate.
         prepared: what `prepare` gave before Ray was started, if it was called.
         settings: keys, limits, TLS and what the endpoint tells of itself.
 
@@ -144,7 +148,15 @@ def start(
     try:
         door = None if fast is None else open_door(fast.folder, host, port, settings)
         inner = "127.0.0.1" if door is not None and owns and ":" not in host else host
-        arguments = (inner, port, registry_uri, cache, poll, predictors, passed, clock, settings, door)
+        served = Arguments(
+            registry=registry_uri,
+            cache=cache,
+            poll=poll,
+            predictors=predictors,
+            generators=generators,
+            settings=settings,
+        )
+        arguments = (inner, port, served, passed, clock, door)
         bounded(partial(_deploy, *arguments), clock)
         _wait_until_ready(endpoint.url, clock, settings)
     except BaseException:
@@ -201,20 +213,16 @@ def _ensure_ray() -> bool:
 def _deploy(
     host: str,
     port: int,
-    registry_uri: str | None,
-    cache: Path | None,
-    poll: float,
-    predictors: int,
+    served: Arguments,
     passed: dict[str, Any],
     clock: Clock,
-    settings: EndpointSettings,
     door: Door | None,
 ) -> None:
     """Start Serve; `host` is where replicas listen, who stand behind the door if there is one."""
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
-    from serving.application import Arguments, bound
+    from serving.application import bound
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if _controller_lives():
@@ -225,16 +233,13 @@ def _deploy(
     clock.lap("import")
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=host, port=port, **_tls_of_ray(settings, door)),
+        http_options=HTTPOptions(host=host, port=port, **_tls_of_ray(served.settings, door)),
         controller_options=passed,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     clock.lap("serve")
-    arguments = Arguments(
-        registry=registry_uri, cache=cache, poll=poll, predictors=predictors, settings=settings
-    )
     serve.run_many(
-        [serve.RunTarget(bound(arguments, passed, door), name=APPLICATION, route_prefix="/")],
+        [serve.RunTarget(bound(served, passed, door), name=APPLICATION, route_prefix="/")],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )

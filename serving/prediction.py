@@ -1,8 +1,7 @@
-"""Predicting for whoever asks: limits, one computation for equal questions, and answers that are kept."""
+"""Predicting for whoever asks: which versions can, within which limits, and what names an answer."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
@@ -21,22 +20,16 @@ from metainit.errors import CheckpointError, EndpointError, MetainitError
 from pipelines.learner import code_version
 from serving.cache import Entry
 from serving.catalog import Facts
+from serving.making import Making, Terms
 from serving.predictions import Kept, Predictions
-from serving.predictor import Fault, Order, Predictor
+from serving.predictor import Order, Predictor
 from serving.store import NotReady
+from serving.work import Fault
 
 PREDICTING = ("ghn",)
 """Kinds of checkpoints that predict."""
 FROM_GRAPHS = ("ghn", "logah")
 """Methods that need no more of a network than its graph; others walk the network itself."""
-
-
-class TooLarge(EndpointError):
-    """The body of a request is larger than the limit."""
-
-
-class Busy(EndpointError):
-    """Too many predictions wait already."""
 
 
 class NoPredictor(EndpointError):
@@ -48,7 +41,7 @@ class Unpredictable(EndpointError):
 
 
 FAULTS: Mapping[Fault, type[MetainitError]] = MappingProxyType(
-    {"question": Unpredictable, "hypernetwork": CheckpointError, "predictor": NotReady}
+    {"question": Unpredictable, "source": CheckpointError, "worker": NotReady}
 )
 """What a prediction failed by -> the error that says so."""
 
@@ -94,13 +87,14 @@ class Predicting:
     def __init__(self, predictor: Predictor, kept: Predictions, limits: Limits | None = None) -> None:
         """Keep answers in `kept`."""
         self.limits = limits or Limits()
-        self._predictor, self._kept = predictor, kept
-        self._running: dict[str, asyncio.Task[Kept]] = {}
+        terms = Terms(self.limits.waiting, self.limits.seconds, "prediction", FAULTS)
+        self._kept = kept
+        self._making = Making(predictor.predict, kept, terms)
 
     @property
     def under_way(self) -> int:
         """How many predictions are being computed or wait for it."""
-        return len(self._running)
+        return self._making.under_way
 
     async def answer(self, entry: Entry, question: Question) -> Answer:
         """Predict with a version for the graph of a question.
@@ -117,48 +111,15 @@ class Predicting:
         _require_predictor(facts)
         graph, text = await anyio.to_thread.run_sync(self._read, question.graph)
         seed = 0 if question.exact else question.seed
-        order = Order(facts.reference, facts.sha256, str(entry.blob), text, seed, question.exact)
+        folder = self._kept.inbox()
+        order = Order(facts.reference, facts.sha256, str(entry.blob), text, seed, question.exact, folder)
         key = _key(order)
-        kept = await anyio.to_thread.run_sync(self._kept.find, key)
-        made_before = kept is not None
-        if kept is None:
-            kept = await self._once(key, order)
-        return Answer(kept, graph, _hash(text), None if question.exact else seed, made_before)
+        made = (await self._making.made({key: order}))[key]
+        return Answer(made.kept, graph, _hash(text), None if question.exact else seed, made.before)
 
     def _read(self, value: dict[str, Any]) -> tuple[ArchitectureGraph, str]:
         graph = from_json(value, GraphLimits(nodes=self.limits.nodes, elements=self.limits.elements))
         return graph, canonical_json(to_json(graph))
-
-    async def _once(self, key: str, order: Order) -> Kept:
-        """Compute an order, or wait for the computation of an equal one; nobody who leaves ends it."""
-        task = self._running.get(key)
-        if task is None:
-            if len(self._running) >= self.limits.waiting:
-                raise Busy(f"{len(self._running)} predictions are under way; ask again in a moment")
-            task = asyncio.create_task(self._compute(key, order))
-            self._running[key] = task
-            task.add_done_callback(lambda done: self._forget(key, done))
-        return await asyncio.shield(task)
-
-    def _forget(self, key: str, done: asyncio.Task[Kept]) -> None:
-        del self._running[key]
-        if not done.cancelled():
-            done.exception()  # read, for the case that all who asked have left
-
-    async def _compute(self, key: str, order: Order) -> Kept:
-        try:
-            async with asyncio.timeout(self.limits.seconds):
-                outcome = await self._predictor.predict(order)
-        except TimeoutError as error:
-            raise NotReady(
-                f"{order.reference} gave no prediction within {self.limits.seconds:g} s; ask again"
-            ) from error
-        if outcome.fault is not None:
-            raise FAULTS[outcome.fault](outcome.reason)
-        try:
-            return await anyio.to_thread.run_sync(self._kept.keep, key, outcome.content)
-        except CheckpointError as error:
-            raise NotReady(f"the prediction cannot be kept: {error}") from error
 
 
 def _require_predictor(facts: Facts) -> None:

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from starlette.responses import Response
 
 from serving import answers
+from serving.bodies import body, described, parsed
 from serving.cache import Entry
-from serving.prediction import Predicting, Question, TooLarge
-
-BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": Question.model_json_schema()}},
-    }
-}
-"""What the API page says of the body, which is read by hand: within a limit."""
+from serving.prediction import Predicting, Question
 
 
 def predictions(predicting: Predicting, pick: Callable[..., object], prefix: str) -> APIRouter:
@@ -27,14 +18,14 @@ def predictions(predicting: Predicting, pick: Callable[..., object], prefix: str
     router = APIRouter(prefix=prefix, tags=["predictions"])
     picked = Depends(pick)
 
-    @router.post("/predict", status_code=201, openapi_extra=BODY, responses=_responses())
+    @router.post("/predict", status_code=201, openapi_extra=described(Question), responses=_responses())
     async def predict(request: Request, response: Response, entry: Entry = picked) -> answers.Prediction:
         """Predict weights for an architecture graph; Location is their blob.
 
         The same graph, version and seed give the same bytes: 201 when they were computed, 200 when they had
         been before.
         """
-        question = _question(await _body(request, predicting.limits.body_bytes))
+        question = parsed(Question, await body(request, predicting.limits.body_bytes))
         found = await predicting.answer(entry, question)
         described = answers.prediction(found, entry.facts.reference, answers.base_of(request))
         response.status_code = 200 if found.made_before else 201
@@ -43,31 +34,6 @@ def predictions(predicting: Predicting, pick: Callable[..., object], prefix: str
         return described
 
     return router
-
-
-async def _body(request: Request, most: int) -> bytes:
-    """Return the body of a request, which is left off once it is larger than the limit.
-
-    Raises:
-        TooLarge: it is.
-    """
-    text = f"the request has more than {most} bytes: predict for a smaller network"
-    announced = request.headers.get("content-length", "")
-    if announced.isascii() and announced.isdigit() and int(announced[:19]) > most:
-        raise TooLarge(text)
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > most:
-            raise TooLarge(text)
-    return bytes(content)
-
-
-def _question(content: bytes) -> Question:
-    try:
-        return Question.model_validate_json(content)
-    except ValidationError as error:
-        raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from error
 
 
 def _responses() -> dict[int | str, dict[str, object]]:

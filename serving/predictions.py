@@ -1,7 +1,9 @@
-"""Predictions that were made: a folder of bounded size, in which the same question finds the same bytes.
+"""What was computed on request: a folder of bounded size, in which the same question finds the same bytes.
 
-* ``<sha256>.safetensors``: a prediction
-* ``orders/<key>.<sha256>``: an empty file, which says that a question of this key has that answer
+* ``<sha256>.safetensors``: weights that were predicted, generated or derived
+* ``orders/<first two letters of the key>/<key>.<sha256>``: an empty file, which says that a question of this
+  key has that answer
+* ``incoming/<random>/``: what workers write for one process of the endpoint
 """
 
 from __future__ import annotations
@@ -10,15 +12,22 @@ import hashlib
 import logging
 import os
 import re
+import secrets
+import shutil
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from metainit.checkpoint import write_atomically
+from metainit.errors import CheckpointError
 from metainit.transfer import file_sha256
 
 LOGGER = logging.getLogger("metainit.serving")
 MOST_BYTES = 8 << 30
+OLD_SECONDS = 86_400.0
+SPARED = 0.9
+"""Share of the bytes that is left where some have to go."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +47,30 @@ class Predictions:
     def __init__(self, folder: Path, most_bytes: int = MOST_BYTES) -> None:
         """Use a folder, which is made when the first prediction comes."""
         self.folder, self.most_bytes = folder, most_bytes
+        self._inbox = folder / "incoming" / secrets.token_hex(16)
         self._verified: set[str] = set()
         self._lock = threading.Lock()
+        self._counted: int | None = None
+        self._since = 0
+
+    def inbox(self) -> str:
+        """Return the folder that workers on this machine may write to; what was left in old ones is removed.
+
+        Where the disk refuses it there is none, and answers come over the network.
+        """
+        if not self._inbox.is_dir():
+            try:
+                self._inbox.mkdir(parents=True)
+                for other in self._inbox.parent.iterdir():
+                    if time.time() - other.stat().st_mtime > OLD_SECONDS:
+                        shutil.rmtree(other, ignore_errors=True)
+            except OSError as error:
+                LOGGER.error("workers cannot write to %s: %s", self._inbox, error)
+        return str(self._inbox)
 
     def find(self, key: str) -> Kept | None:
         """Return the prediction that was kept under a key, or None."""
-        for note in self.folder.glob(f"orders/{key}.*"):
+        for note in self._note(key, "").parent.glob(f"{key}.*"):
             sha256 = note.suffix.removeprefix(".")
             path = self.blob(sha256)
             if path is not None:
@@ -59,10 +86,34 @@ class Predictions:
         kept = Kept(hashlib.sha256(content).hexdigest(), len(content))
         with self._lock:
             write_atomically(self._path(kept.sha256), content)
-            write_atomically(self.folder / "orders" / f"{key}.{kept.sha256}", b"")
-            self._verified.add(kept.sha256)
-            self._make_room(kept.sha256)
+            self._enter(key, kept)
         return kept
+
+    def adopt(self, key: str, file: Path) -> Kept:
+        """Keep a file that a worker wrote to `inbox` under a key: it is moved.
+
+        Raises:
+            CheckpointError: it is gone, or the disk is full.
+        """
+        try:
+            kept = Kept(file_sha256(file), file.stat().st_size)
+            file.chmod(0o644)
+            with open(file, "rb") as stream:
+                os.fsync(stream.fileno())
+            with self._lock:
+                os.replace(file, self._path(kept.sha256))
+                self._enter(key, kept)
+        except OSError as error:
+            raise CheckpointError(f"cannot keep {file}: {error.strerror or error}; ask again") from error
+        return kept
+
+    def _enter(self, key: str, kept: Kept) -> None:
+        """Note what was put in its place; the caller has the lock."""
+        write_atomically(self._note(key, kept.sha256), b"")
+        self._verified.add(kept.sha256)
+        self._since += kept.size
+        if self._counted is None or self._counted + self._since > self.most_bytes:
+            self._make_room(kept.sha256)
 
     def blob(self, sha256: str) -> Path | None:
         """Return the file of a prediction, or None where it is not at hand, or was damaged (then removed)."""
@@ -82,18 +133,30 @@ class Predictions:
         return path
 
     def _make_room(self, newest: str) -> None:
-        """Remove what was used least recently until the rest is small enough; the newest stays."""
+        """Remove what was used least recently where there are too many bytes; the newest stays.
+
+        Room is made for a few more at once: to look at all files takes long where there are many.
+        """
         files = [(path, path.stat()) for path in self.folder.glob("*.safetensors")]
         total = sum(status.st_size for _, status in files)
+        wanted = self.most_bytes if total <= self.most_bytes else self.most_bytes * SPARED
+        gone: set[str] = set()
         for path, status in sorted(files, key=lambda item: item[1].st_mtime_ns):
-            if total <= self.most_bytes:
-                return
+            if total <= wanted:
+                break
             if path.stem != newest:
                 path.unlink(missing_ok=True)
                 self._verified.discard(path.stem)
                 total -= status.st_size
-                for note in self.folder.glob(f"orders/*.{path.stem}"):
+                gone.add(path.stem)
+        if gone:
+            for note in self.folder.glob("orders/*/*"):
+                if note.suffix.removeprefix(".") in gone:
                     note.unlink(missing_ok=True)
+        self._counted, self._since = total, 0
 
     def _path(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.safetensors"
+
+    def _note(self, key: str, sha256: str) -> Path:
+        return self.folder / "orders" / key[:2] / f"{key}.{sha256}"

@@ -1,27 +1,17 @@
-"""What predicts: hypernetworks that are open, and orders that are answered one by one within few threads."""
+"""What predicts: hypernetworks that are open; orders for one graph are answered together."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from metainit.errors import CheckpointError, MetainitError, RegistryError
-from metainit.references import Reference
+from serving.work import FAILURES, OPEN_AT_ONCE, Aside, Opened, Outcome, delivered, failed
 
 if TYPE_CHECKING:
     from hypernets.ghn.model import Ghn
     from metainit.card import Card
-
-LOGGER = logging.getLogger("metainit.serving")
-Fault = Literal["question", "hypernetwork", "predictor"]
-OPEN_AT_ONCE = 2
-"""Hypernetworks that a predictor keeps open."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +24,13 @@ class Order:
     graph: str
     seed: int
     exact: bool
+    folder: str = field(default="", compare=False)
+    """Where a large answer may be put."""
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """The bytes of a checkpoint, or whose fault it is that there is none, and the reason.
-
-    Errors travel as values: what a transport raises has its own text around them.
-    """
-
-    content: bytes = b""
-    fault: Fault | None = None
-    reason: str = ""
+    @property
+    def drawn(self) -> int | None:
+        """The seed of the residual, None where there is none."""
+        return None if self.exact else self.seed
 
 
 class Predictor(Protocol):
@@ -66,56 +51,43 @@ class Hypernetworks:
 
     def __init__(self, most: int = OPEN_AT_ONCE) -> None:
         """Open none yet."""
-        self._most = most
-        self._open: OrderedDict[str, tuple[Ghn, Card]] = OrderedDict()
+        self._opened: Opened[tuple[Ghn, Card]] = Opened(most)
 
     def answer(self, orders: Sequence[Order]) -> list[Outcome]:
         """Answer some orders; equal ones are computed once.
 
-        Each is predicted alone: in one batch, its last bits would depend on its neighbours.
+        Orders for one graph share what the hypernetwork says of it, and differ in their residuals. Other
+        graphs are predicted one after the other: in one batch of the hypernetwork their last bits would
+        depend on their neighbours, and on a CPU it would take as long.
         """
-        answers: dict[Order, Outcome] = {}
+        groups: dict[tuple[str, str], dict[Order, None]] = {}
         for order in orders:
-            if order not in answers:
-                answers[order] = self._answer(order)
+            groups.setdefault((order.sha256, order.graph), {})[order] = None
+        answers: dict[Order, Outcome] = {}
+        for group in groups.values():
+            answers |= self._together(list(group))
         return [answers[order] for order in orders]
 
-    def _answer(self, order: Order) -> Outcome:
+    def _together(self, orders: list[Order]) -> dict[Order, Outcome]:
+        """Answer orders of one version and graph; what fails, fails for all that have no answer yet."""
+        answers: dict[Order, Outcome] = {}
         try:
-            return Outcome(self._predicted(order))
-        except (CheckpointError, RegistryError) as error:
-            return Outcome(fault="hypernetwork", reason=str(error))
-        except MetainitError as error:
-            return Outcome(fault="question", reason=str(error))
-        except ImportError as error:
-            text = f"the endpoint lacks {error.name}: pip install 'metainit[graph]' there"
-            return Outcome(fault="predictor", reason=text)
-        except (RuntimeError, MemoryError) as error:  # torch reports all its failures so
-            LOGGER.exception("cannot predict with %s", order.reference)
-            return Outcome(fault="predictor", reason=f"predicting failed: {type(error).__name__}")
+            for order, content in zip(orders, self._predicted(orders), strict=True):
+                answers[order] = delivered(content, order.folder)
+        except FAILURES as error:
+            outcome = failed(error, orders[0].reference)
+            return {order: outcome for order in orders} | answers
+        return answers
 
-    def _predicted(self, order: Order) -> bytes:
+    def _predicted(self, orders: list[Order]) -> Iterator[bytes]:
         from hypernets.architecture.serialize import from_json
-        from hypernets.ghn.predicted import predicted_checkpoint
+        from hypernets.ghn.predicted import predicted_checkpoints
         from metainit import checkpoint
 
-        hypernetwork, card = self._hypernetwork(order)
-        graph = from_json(order.graph)
-        tensors, own = predicted_checkpoint(hypernetwork, card, graph, seed=order.seed, exact=order.exact)
-        return checkpoint.to_bytes(tensors, own)
-
-    def _hypernetwork(self, order: Order) -> tuple[Ghn, Card]:
-        if order.sha256 in self._open:
-            self._open.move_to_end(order.sha256)
-        else:
-            from hypernets.ghn.initialization import hypernetwork_of
-            from metainit import checkpoint
-
-            stored = checkpoint.load(_file(order))
-            self._open[order.sha256] = (hypernetwork_of(stored), stored.card)
-            while len(self._open) > self._most:
-                self._open.popitem(last=False)
-        return self._open[order.sha256]
+        hypernetwork, card = self._opened.get(orders[0], _opened)
+        graph = from_json(orders[0].graph)
+        for tensors, own in predicted_checkpoints(hypernetwork, card, graph, [o.drawn for o in orders]):
+            yield checkpoint.to_bytes(tensors, own)
 
 
 class LocalPredictor:
@@ -123,28 +95,17 @@ class LocalPredictor:
 
     def __init__(self, threads: int = 1) -> None:
         """Start nothing yet; `threads` bounds what torch takes for one prediction."""
-        self._hypernetworks = Hypernetworks()
-        self._thread = ThreadPoolExecutor(1, "predictor", initializer=limit_threads, initargs=(threads,))
+        self._aside: Aside[Order] = Aside(Hypernetworks(), threads)
 
     async def predict(self, order: Order) -> Outcome:
         """Answer one order."""
-        loop = asyncio.get_running_loop()
-        (outcome,) = await loop.run_in_executor(self._thread, self._hypernetworks.answer, [order])
+        (outcome,) = await self._aside.answer([order])
         return outcome
 
 
-def limit_threads(count: int) -> None:
-    """Let torch's operations take `count` threads when they are called from this thread."""
-    import torch
+def _opened(file: Path) -> tuple[Ghn, Card]:
+    from hypernets.ghn.initialization import hypernetwork_of
+    from metainit import checkpoint
 
-    torch.set_num_threads(count)
-
-
-def _file(order: Order) -> Path:
-    """Return the hypernetwork's file: the endpoint's, or where that is on another machine the registry's."""
-    path = Path(order.file)
-    if path.is_file():
-        return path
-    from pipelines.registry import load_source
-
-    return load_source(f"models:/{Reference.parse(order.reference)}")
+    stored = checkpoint.load(file)
+    return hypernetwork_of(stored), stored.card

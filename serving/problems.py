@@ -23,7 +23,9 @@ from metainit.errors import (
     RegistryError,
 )
 from serving.catalog import Missing
-from serving.prediction import Busy, NoPredictor, TooLarge, Unpredictable
+from serving.generation import NoGenerator, Ungenerated
+from serving.making import Busy, TooLarge
+from serving.prediction import NoPredictor, Unpredictable
 from serving.refusals import (
     BodyTooLarge,
     Forbidden,
@@ -77,6 +79,8 @@ TABLE: Mapping[type[Exception], Kind] = {
     ConditionError: Kind(422, "condition", "The generator does not take such a condition"),
     CopyError: Kind(409, "copies", "The generator gives copies of what it was trained on"),
     NoPredictor: Kind(409, "no-predictor", "This initialization does not predict"),
+    NoGenerator: Kind(409, "no-generator", "This initialization does not generate"),
+    Ungenerated: Kind(422, "ungenerated", "The generator gives nothing for this"),
     Unauthorized: Kind(401, "unauthorized", "A key is needed"),
     Forbidden: Kind(403, "forbidden", "This is not allowed"),
     NoRoute: Kind(404, "http", "Not Found"),
@@ -88,7 +92,7 @@ TABLE: Mapping[type[Exception], Kind] = {
     Overloaded: Kind(503, "overloaded", "Too many requests are under way"),
     TooSlow: Kind(503, "slow", "No answer in time"),
     KeysUnreadable: Kind(503, "keys", "Nobody can be let in"),
-    Busy: Kind(429, "busy", "Too many predictions are under way", retry_after=2),
+    Busy: Kind(429, "busy", "Too many orders are under way", retry_after=2),
     EndpointError: Kind(422, "invalid", "The request is not valid"),
     MetainitError: Kind(500, "internal", "The endpoint failed"),
     Exception: Kind(500, "internal", "The endpoint failed"),

@@ -12,7 +12,7 @@ from hypernets.architecture.graph import SkipReason
 from hypernets.architecture.inputs import ExampleInputs
 from hypernets.ghn.ghn3_checkpoint import from_checkpoint
 from hypernets.ghn.ghn3_prediction import predict_ghn3
-from hypernets.ghn.prediction import add_residual
+from hypernets.ghn.prediction import add_residual, spread
 from hypernets.ghn.start import NetworkStart, Stored
 from metainit.checkpoint import Checkpoint
 from metainit.errors import GraphError, suggestion
@@ -51,7 +51,7 @@ class Ghn3Start(Stored, NetworkStart):
         if not exact:
             for value in tensors.values():
                 if value.dim() > 1:
-                    add_residual(value, generator)
+                    add_residual(value, generator, spread(value), value)
         weights = {k: v for k, v in tensors.items() if k not in keep}
         return weights, {**skipped, **dict.fromkeys(keep, SkipReason.KEPT)}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ import metainit
 from hypernets.architecture.graph import ArchitectureGraph
 from hypernets.architecture.serialize import from_json, to_json
 from hypernets.ghn.model import Ghn
-from hypernets.ghn.prediction import predict
+from hypernets.ghn.prediction import predict_each
 from metainit.card import Card, Provenance, canonical_json
 from metainit.errors import GraphError
 
@@ -45,24 +47,42 @@ def predicted_checkpoint(
         >>> card.kind, card.name, list(tensors)
         ('weights', 'digits', ['weight'])
     """
+    seeds = [None if exact else seed]
+    ((tensors, card),) = predicted_checkpoints(hypernetwork, source, graph, seeds)
+    return tensors, card
+
+
+def predicted_checkpoints(
+    hypernetwork: Ghn, source: Card, graph: ArchitectureGraph, seeds: Sequence[int | None]
+) -> Iterator[tuple[dict[str, Tensor], Card]]:
+    """Yield what `predicted_checkpoint` gives for each seed, None for exact, having predicted once.
+
+    Raises:
+        MismatchError: a predicted weight is not finite.
+    """
+    every = predict_each(hypernetwork, graph, seeds)
+    yield from ((t, card_of(source, graph, seed)) for t, seed in zip(every, seeds, strict=True))
+
+
+def card_of(source: Card, graph: ArchitectureGraph, seed: int | None) -> Card:
+    """Return the card of a prediction for a graph by the hypernetwork of a card; no seed is exact."""
     value = to_json(graph)
-    recipe = {"hypernetwork": source.name, "digest": source.digest, "exact": exact}
+    recipe = {"hypernetwork": source.name, "digest": source.digest, "exact": seed is None}
     if len(canonical_json(value)) <= MAX_GRAPH_CHARACTERS:
         recipe[GRAPH] = value
-    card = Card(
+    return Card(
         kind="weights",
         name=source.name,
         method=source.method,
         graph=graph.hash,
         provenance=Provenance(
             recipe=recipe,
-            seeds=[] if exact else [seed],
+            seeds=[] if seed is None else [seed],
             data=source.provenance.data,
             code_version=f"metainit {metainit.__version__}, torch {torch.__version__}",
         ),
         skipped={name: str(reason) for name, reason in graph.skipped.items()},
     )
-    return predict(hypernetwork, graph, seed=seed, exact=exact), card
 
 
 def stored_graph(card: Card) -> ArchitectureGraph:

@@ -11,6 +11,7 @@ from hypernets.architecture.graph import ArchitectureGraph, Parameter, Role
 from hypernets.ghn.layout import grid
 from hypernets.ghn.model import Ghn
 from hypernets.ghn.scale import scaled
+from metainit.checkpoint import finite
 from metainit.errors import MismatchError
 
 RESIDUAL = 0.1
@@ -55,7 +56,42 @@ def predict(
         20
     """
     drawn = int(torch.randint(2**62, ())) if seed is None else seed
-    generator = torch.Generator().manual_seed(drawn)
+    (found,) = predict_each(ghn, graph, [None if exact else drawn], dtype=dtype)
+    return found
+
+
+def predict_each(
+    ghn: Ghn, graph: ArchitectureGraph, seeds: Sequence[int | None], *, dtype: torch.dtype = torch.float32
+) -> Iterator[dict[str, Tensor]]:
+    """Yield what `predict` gives for each seed, bit by bit, having asked the hypernetwork once.
+
+    What is yielded last takes the place of what was decoded: one seed needs no memory beside its weights.
+
+    Args:
+        ghn: the hypernetwork.
+        graph: what to predict for.
+        seeds: of the residuals; None leaves it out.
+        dtype: of the weights.
+
+    Raises:
+        GraphError: the graph has more nodes than attention between all of them has room for.
+        MismatchError: a predicted weight is not finite; names the parameters.
+    """
+    found = _decoded(ghn, graph, dtype)
+    repeated = [p.name for p in graph.parameters if repeats(ghn, p)]  # in the graph's order, not the chunks'
+    spreads = {name: spread(found[name]) for name in repeated} if any(s is not None for s in seeds) else {}
+    for left, seed in zip(reversed(range(len(seeds))), seeds, strict=True):
+        own = dict(found)
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed)
+            for name in repeated:
+                target = torch.empty_like(found[name]) if left else found[name]
+                own[name] = add_residual(found[name], generator, spreads[name], target)
+        yield own
+
+
+def _decoded(ghn: Ghn, graph: ArchitectureGraph, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return what the hypernetwork says of a graph, by name, in the graph's order."""
     parameters = graph.parameters
     found: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -65,11 +101,7 @@ def predict(
             for parameter, raw in zip(chunk, ghn.decoder(states[places], chunk), strict=True):
                 value = scaled(raw, parameter).to("cpu", dtype)
                 found[parameter.name] = value.contiguous()
-        if not exact:
-            for parameter in parameters:  # in the graph's order, whatever the chunks are
-                if repeats(ghn, parameter):
-                    add_residual(found[parameter.name], generator)
-        bad = [p.name for p in parameters if not torch.isfinite(found[p.name]).all()]
+    bad = [p.name for p in parameters if not finite(found[p.name])]
     if bad:
         raise MismatchError(
             f"the hypernetwork's weights are not finite for {', '.join(bad[:5])}; nothing was filled: "
@@ -125,17 +157,24 @@ def chunks(parameters: Sequence[Parameter]) -> Iterator[list[int]]:
         yield chunk
 
 
-def add_residual(values: Tensor, generator: torch.Generator) -> None:
-    """Add a residual in place, piece by piece: all at once would double the memory.
+def spread(values: Tensor) -> float:
+    """Return the standard deviation of a tensor's numbers, 0 where there is one."""
+    return float(values.float().std()) if values.numel() > 1 else 0.0
+
+
+def add_residual(values: Tensor, generator: torch.Generator, deviation: float, target: Tensor) -> Tensor:
+    """Write values with a residual to `target`, which may be the same tensor, and return it.
+
+    That is done piece by piece: all at once would double the memory.
 
     Example:
         >>> weight = torch.tensor([[1.0, -1.0], [1.0, -1.0]])
-        >>> add_residual(weight, torch.Generator().manual_seed(0))
+        >>> weight = add_residual(weight, torch.Generator().manual_seed(0), spread(weight), weight)
         >>> bool((weight[0] != weight[1]).all())
         True
     """
-    spread = float(values.float().std()) if values.numel() > 1 else 0.0
-    flat = values.view(-1)
-    for piece in torch.split(flat, CHUNK_ELEMENTS):
+    pieces = (torch.split(tensor.view(-1), CHUNK_ELEMENTS) for tensor in (values, target))
+    for piece, written in zip(*pieces, strict=True):
         noise = torch.randn(piece.shape, generator=generator)
-        piece.add_(noise.to(piece.dtype), alpha=RESIDUAL * spread)
+        torch.add(piece, noise.to(piece.dtype), alpha=RESIDUAL * deviation, out=written)
+    return target

@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 from metainit import __version__
 from pipelines.recipe import load_recipe, read_recipe
 from serving.app import create_app
-from serving.application import Arguments
+from serving.arguments import Arguments
 from serving.store import Store
 from tests.serving.shelf import Shelf
 

@@ -71,6 +71,33 @@ class Shelf:
         card = Card(kind="ghn", name=name, method=Method(name="ghn"), provenance=Provenance(recipe=recipe))
         return self._put(name, len(self.files.setdefault(name, {})) + 1, tensors, card, aliases)
 
+    def add_generator(self, name: str, seed: int, *aliases: str) -> str:
+        """Register a new version that is a small, untrained generator of Siren networks."""
+        from hypernets.generator.checkpoints import Base, described_card, generator_tensors
+        from hypernets.generator.config import ConditionConfig, GeneratorConfig
+        from hypernets.generator.model import Generator
+        from metainit.networks import build
+
+        conditions = ConditionConfig(classes=3, class_names=("ring", "square", "star"), observation=(2, 4))
+        config = GeneratorConfig(
+            conditions=conditions, width=16, depth=1, embedding=8, mean_width=8, mean_depth=1, sketch=8
+        )
+        spec = Spec(name="siren", arguments={"in_features": 1, "out_features": 1, "width": 4, "depth": 2})
+        base = Base.of(build(spec, seed=seed))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            generator = Generator(config, base.layout, base.layers, members=4)
+            for parameter in generator.parameters():
+                torch.nn.init.normal_(parameter, std=0.1)
+        generator.unit.deviation.fill_(0.01)
+        routine = AdaptationRoutine(steps=2, step_size=0.01)
+        plain = Card(
+            kind="generator", name=name, method=Method(name="diffusion"), network=spec, routine=routine
+        )
+        tensors = generator_tensors(generator.state_dict(), base)
+        number = len(self.files.setdefault(name, {})) + 1
+        return self._put(name, number, tensors, described_card(plain, config, base), aliases)
+
     def add_published(self, name: str, *aliases: str) -> str:
         """Register a new version that is a small GHN-3, and return its SHA-256."""
         from hypernets.ghn.ghn3_checkpoint import to_checkpoint

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from metainit.errors import EndpointError
-from serving.application import Arguments, app
+from serving.application import app
+from serving.arguments import Arguments
 from serving.deployments import APPLICATION
-from serving.ray_predictor import NAME
+from serving.ray_predictor import GENERATOR, PREDICTOR
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray brings warnings of its own
 
@@ -27,9 +28,9 @@ def bound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **args: Any) -> dict[
 
 def test_serve_builds_the_endpoint_and_its_predictor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = bound(monkeypatch, tmp_path, settings={"replicas": 3}, predictors=5, registry="http://mlflow:5000")
-    assert set(made) == {"endpoint", NAME}
+    assert set(made) == {"endpoint", PREDICTOR, GENERATOR}
     assert made["endpoint"].num_replicas == 3
-    assert made[NAME]._deployment_config.autoscaling_config.max_replicas == 5
+    assert made[PREDICTOR]._deployment_config.autoscaling_config.max_replicas == 5
 
 
 def test_the_builder_is_one_that_serve_takes() -> None:
@@ -43,7 +44,7 @@ def test_the_builder_is_one_that_serve_takes() -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ({"replica": 2}, r"replica: Extra inputs.*known: registry, cache, poll, predictors, settings"),
+        ({"replica": 2}, r"replica: Extra inputs.*known: registry, cache, poll, predictors, generators, settings"),
         ({"settings": {"replicas": 0}}, "settings.replicas: Input should be greater than or equal to 1"),
         ({"poll": "often"}, "poll: Input should be a valid number"),
     ],

@@ -20,8 +20,9 @@ from metainit import checkpoint
 from serving.app import create_app
 from serving.prediction import FROM_GRAPHS, Limits
 from serving.predictions import Predictions
-from serving.predictor import Hypernetworks, LocalPredictor, Order, Outcome
+from serving.predictor import Hypernetworks, LocalPredictor, Order
 from serving.store import Store
+from serving.work import Outcome
 from tests.serving.inprocess import InProcess
 from tests.serving.shelf import Shelf
 
@@ -252,8 +253,8 @@ class Failing:
     ("outcome", "status", "words"),
     [
         (Outcome(fault="question", reason="the weights are not finite"), 422, "not finite"),
-        (Outcome(fault="hypernetwork", reason="it is damaged"), 502, "damaged"),
-        (Outcome(fault="predictor", reason="predicting failed"), 503, "predicting failed"),
+        (Outcome(fault="source", reason="it is damaged"), 502, "damaged"),
+        (Outcome(fault="worker", reason="predicting failed"), 503, "predicting failed"),
         (5.0, 503, "within 0.2 s"),
     ],
 )
@@ -270,7 +271,7 @@ def test_a_damaged_hypernetwork_is_not_the_fault_of_the_graph(shelf: Shelf, tmp_
     file.write_bytes(b"nothing")
     order = Order("digits/1", "0" * 64, str(file), "{}", 0, False)
     (outcome,) = Hypernetworks().answer([order])
-    assert outcome.fault == "hypernetwork" and "truncated" in outcome.reason
+    assert outcome.fault == "source" and "truncated" in outcome.reason
 
 
 def test_orders_of_one_batch_are_answered_as_if_alone(shelf: Shelf) -> None:
@@ -293,7 +294,7 @@ def test_the_folder_of_predictions_stays_small(tmp_path: Path) -> None:
     assert kept.find("key-0") == first[0]  # and is the younger of the two now
     third = kept.keep("key-2", b"c" * 10)
     assert kept.find("key-1") is None and kept.find("key-0") == first[0] and kept.find("key-2") == third
-    assert len(list(tmp_path.glob("orders/*"))) == 2
+    assert len(list(tmp_path.glob("orders/*/*"))) == 2
     large = kept.keep("key-3", b"d" * 100)
     assert kept.find("key-3") == large and kept.blob(third.sha256) is None
     assert kept.blob("../" + large.sha256) is None
