@@ -18,7 +18,7 @@ from metainit import errors
 from metainit.errors import MetainitError
 from pipelines.journal import Journal, Reader
 from pipelines.local_ray import free_cpus, ray_cluster, worker_cpus
-from pipelines.version import TAG
+from pipelines.tags import TAG
 
 if TYPE_CHECKING:
     from pipelines.families import Note, Prepared

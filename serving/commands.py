@@ -72,8 +72,16 @@ def serve(
         if settings.keys is None and not public and not is_loopback(host):
             text = PublicHost.format(host=host, keys=default_path())
             raise typer.BadParameter(text, param_hint="--host")
-        workers = {"predictors": predictors, "generators": generators}
-        with start(host, port, registry, cache=cache, poll=poll, settings=settings, **workers) as endpoint:
+        with start(
+            host,
+            port,
+            registry,
+            cache=cache,
+            poll=poll,
+            predictors=predictors,
+            generators=generators,
+            settings=settings,
+        ) as endpoint:
             if as_json:
                 typer.echo(json.dumps({"url": endpoint.url, "seconds": endpoint.seconds}))
             else:
