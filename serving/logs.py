@@ -8,9 +8,10 @@ import os
 import sys
 import time
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from serving.keys import redacted
 from serving.observed import Sink
@@ -58,13 +59,13 @@ class Structured(logging.Formatter):
 class Private(WatchedFileHandler):
     """Appends to a file that its owner alone can read, and follows when the file is moved away."""
 
-    def _open(self) -> TextIO:
+    def _open(self) -> TextIOWrapper:
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
 
         def private(path: str, flags: int) -> int:
             return os.open(path, flags, 0o600)
 
-        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=private)
+        return open(self.baseFilename, "a", encoding="utf-8", opener=private)
 
 
 class Lines:
