@@ -94,7 +94,5 @@ def surround(
     if traced is not None:
         app.add_middleware(traced.wrap)
     if door is not None or settings.trusted_proxies or settings.base_path:
-        app.add_middleware(
-            Peers, door=door, trusted=settings.trusted_proxies, base_path=settings.base_path
-        )
+        app.add_middleware(Peers, door=door, trusted=settings.trusted_proxies, base_path=settings.base_path)
     return Edge(traced)
