@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from starlette.requests import Request
 from starlette._utils import get_route_path
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import keys
