@@ -39,6 +39,7 @@ SUMMARIES: Mapping[str, str] = {
     "rollback": "Make the previous champion champion again",
     "gc": "Delete versions that no alias names",
     "serve": "Serve the registry over HTTP",
+    "keys": "Make, list, rotate and revoke keys of an endpoint",
 }
 """In the order of the help page. Reading them here keeps `metainit --help` from loading every room."""
 

@@ -74,7 +74,6 @@ def create_app(
         title="metainit",
         summary="Initial weights over HTTP",
         lifespan=lifespan,
-        root_path=settings.base_path,
         redirect_slashes=False,  # the redirect would name whatever host the client names
     )
     problems.install(app)

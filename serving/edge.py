@@ -67,8 +67,6 @@ def surround(
     """
     traced = tracing(settings)
     sinks: list[Sink] = [count]
-    if traced is not None:
-        sinks.insert(0, traced.sink)
     if settings.log_requests:
         sinks.append(logs.log_request)
     if settings.audit is not None:
@@ -88,12 +86,13 @@ def surround(
     app.add_middleware(
         Observed,
         sinks=sinks,
+        begun=None if traced is None else traced.sink,
         stale=stale,
         hsts_seconds=settings.hsts_seconds,
         names_answers=door is None,
     )
     if traced is not None:
         app.add_middleware(traced.wrap)
-    if door is not None or settings.trusted_proxies:
-        app.add_middleware(Peers, door=door, trusted=settings.trusted_proxies)
+    if door is not None or settings.trusted_proxies or settings.base_path:
+        app.add_middleware(Peers, door=door, trusted=settings.trusted_proxies, base_path=settings.base_path)
     return Edge(traced)

@@ -41,6 +41,7 @@ class Observed:
     Args:
         app: what is watched.
         sinks: are told of each request once its answer is out.
+        begun: is told when an answer begins.
         stale: seconds since the registry was last in reach, None while it is.
         hsts_seconds: of Strict-Transport-Security, sent under TLS only; 0 is none.
         names_answers: False where a server outside adds X-Request-Id to answers already.
@@ -50,13 +51,14 @@ class Observed:
         self,
         app: ASGIApp,
         sinks: Sequence[Sink] = (),
+        begun: Sink | None = None,
         stale: Callable[[], float | None] = lambda: None,
         hsts_seconds: int = 0,
         names_answers: bool = True,
     ) -> None:
         """Wrap an app."""
         self.app, self.sinks, self.stale = app, tuple(sinks), stale
-        self.names_answers = names_answers
+        self.begun, self.names_answers = begun, names_answers
         hsts = f"max-age={hsts_seconds}; includeSubDomains".encode()
         self.hsts: Header | None = (b"strict-transport-security", hsts) if hsts_seconds else None
 
@@ -73,6 +75,9 @@ class Observed:
             if message["type"] == "http.response.start":
                 started = True
                 note.status = message["status"]
+                note.route = getattr(scope.get("route"), "path", None) or note.route
+                if self.begun is not None:
+                    self.begun(note)
                 message["headers"] = self._completed(message.get("headers", ()), note, scope)
             elif message["type"] == "http.response.body":
                 note.sent += len(message.get("body", b""))
@@ -86,7 +91,6 @@ class Observed:
             await answer(Request(scope), error)(scope, receive, watch)
         finally:
             note.seconds = time.perf_counter() - note.began
-            note.route = getattr(scope.get("route"), "path", None) or note.route
             for sink in self.sinks:
                 sink(note)
 

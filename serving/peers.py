@@ -37,11 +37,14 @@ class Peers:
         app: what comes behind.
         door: requests that did not come through it are refused; None takes them from the connection.
         trusted: networks of proxies whose X-Forwarded-For and X-Forwarded-Proto count.
+        base_path: under which a proxy in front shows the endpoint; it may leave it in a path, or not.
     """
 
-    def __init__(self, app: ASGIApp, door: Door | None, trusted: Sequence[Network]) -> None:
+    def __init__(
+        self, app: ASGIApp, door: Door | None, trusted: Sequence[Network], base_path: str = ""
+    ) -> None:
         """Wrap an app."""
-        self.app, self.trusted = app, tuple(trusted)
+        self.app, self.trusted, self.base_path = app, tuple(trusted), base_path
         self.secret = None if door is None else door.secret.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,6 +70,10 @@ class Peers:
             if protocol in (b"http", b"https"):
                 scope["scheme"] = protocol.decode()
         scope["client"] = (address, 0)
+        if self.base_path:
+            scope["root_path"] = self.base_path
+            if scope["path"].startswith(f"{self.base_path}/"):
+                scope["path"] = scope["path"].removeprefix(self.base_path)
         await self.app(scope, receive, send)
 
     def _trusts(self, address: str) -> bool:

@@ -73,7 +73,10 @@ def _provider(url: str, share: float) -> TracerProvider:
 
 
 def complete_span(note: Seen) -> None:
-    """Name the span of a request by its route, and note its trace for the log."""
+    """Name the span of a request by its route, and note its trace for the log.
+
+    The answer has just begun: the span ends with its last byte.
+    """
     from opentelemetry import trace
 
     span = trace.get_current_span()

@@ -89,3 +89,9 @@ def test_the_command_refuses_before_anything_starts(words: list[str], text: str)
     result = CliRunner().invoke(app, ["--port", "18999", *words])
     assert result.exit_code in (1, 2)
     assert text in " ".join(result.output.replace("│", " ").split())
+
+
+def test_the_guide_names_every_setting() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    rows = "\n".join(line for line in guide.splitlines() if line.startswith("|"))
+    assert [name for name in EndpointSettings.model_fields if f"`{name}`" not in rows] == []
