@@ -1,14 +1,14 @@
 """Throughput of predictions for 16 clients at once: orders answered in batches beside one by one.
 
-python -m benchmarks.endpoint_predict [--rounds 3]
+python -m benchmarks.endpoint_predict [--rounds 3] [--serve]
 
-What is measured is the endpoint's own path without its HTTP: the limits and the kept answers in this
-process (`Predicting`), one replica of the predictor's deployment on Ray Serve, on one core, and a folder
-on the disk.
+What is measured is the endpoint's own path without its HTTP: the limits and the kept answers
+(`Predicting`), one worker with one thread, in this process or on Ray Serve, and a folder on the disk.
 Every prediction is a new one: the clients want weights for a ResNet-18 (11.7 million parameters),
 each with seeds of its own. The second kind of load, in which every client has another network of that
 size, shows what batches cannot do. Batches and single orders take turns within a round, and ratios are
-taken within rounds.
+taken within rounds, of seconds and of CPU seconds: those of a busy machine say more. On Serve the worker's
+CPU seconds are not among them.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from serving.cache import Entry
 from serving.catalog import Facts
 from serving.prediction import Limits, Predicting, Question
 from serving.predictions import Predictions
-from serving.predictor import Predictor
-from serving.ray_predictor import BATCH, PREDICTOR, RayPredictor, deployment
+from serving.predictor import LocalPredictor, Predictor
+from serving.work import BATCH
 
 CLIENTS = 16
-ASKED = 2
+ASKED = 1
 """Predictions that each client asks for, one after the other."""
 HYPERNETWORKS: Mapping[str, GhnConfig] = {
     "default, 32 x 32 block": GhnConfig(),
@@ -97,10 +97,18 @@ class ResNet18(nn.Module):
 
 
 @contextmanager
-def predictors() -> Iterator[Mapping[int, Predictor]]:
-    """Start one replica that answers orders in batches and one that does not; give them by batch size."""
+def in_this_process() -> Iterator[Mapping[int, Predictor]]:
+    """Give a predictor that answers orders in batches and one that does not, by batch size."""
+    yield {batch: LocalPredictor(batch=batch) for batch in (1, BATCH)}
+
+
+@contextmanager
+def on_serve() -> Iterator[Mapping[int, Predictor]]:
+    """Start one replica of each kind on Ray Serve."""
     import ray
     from ray import serve
+
+    from serving.ray_predictor import PREDICTOR, RayPredictor, deployment
 
     ray.init(
         address="local",
@@ -136,8 +144,8 @@ def stored(folder: Path, config: GhnConfig) -> Entry:
     return Entry(facts, path, saved.card.model_dump(mode="json"), None, None, {})
 
 
-async def load(entry: Entry, predictor: Predictor, graphs: list[dict[str, Any]]) -> float:
-    """Return predictions a second when 16 clients ask for two each, every one of them new."""
+async def load(entry: Entry, predictor: Predictor, graphs: list[dict[str, Any]]) -> tuple[float, float]:
+    """Return predictions a second, and a CPU second of this process, when 16 clients ask for new ones."""
     with tempfile.TemporaryDirectory() as folder:
         kept = Predictions(Path(folder), most_bytes=KEPT_BYTES)
         predicting = Predicting(predictor, kept, Limits(seconds=600.0))
@@ -148,13 +156,14 @@ async def load(entry: Entry, predictor: Predictor, graphs: list[dict[str, Any]])
                 seed = number * ASKED + turn
                 await predicting.answer(entry, Question(graph=graphs[number % len(graphs)], seed=seed))
 
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         await asyncio.gather(*(client(number) for number in range(CLIENTS)))
-        return CLIENTS * ASKED / (time.perf_counter() - began)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - used
+        return CLIENTS * ASKED / seconds, CLIENTS * ASKED / cpu
 
 
 def stages(config: GhnConfig) -> dict[str, float]:
-    """Return the seconds that one prediction takes, by stage: the first is what a batch shares."""
+    """Return the CPU seconds that one prediction takes, by stage: the first is what a batch shares."""
     torch.manual_seed(0)
     ghn = Ghn(config).eval().requires_grad_(False)
     card = Card(kind="ghn", name="bench", method=Method(name="ghn"))
@@ -196,31 +205,37 @@ def forwards(config: GhnConfig) -> dict[str, Any]:
 def _best(computed: Callable[[], object], times: int = 3) -> float:
     seconds = []
     for _ in range(times):
-        began = time.perf_counter()
+        began = time.process_time()
         computed()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
     return min(seconds)
 
 
-def run(rounds: int) -> Cells:
+def run(rounds: int, serve: bool) -> Cells:
     """Measure what is not there yet."""
     torch.set_num_threads(1)
     cells = Cells("endpoint")
     cells.cell("predict/machine", machine)
-    cells.cell("predict/forward of 8 networks", lambda: forwards(GhnConfig()))
-    graphs = {"one network": [to_json(graph_of(1000))]}
-    graphs["16 networks"] = [to_json(graph_of(1000 - number)) for number in range(CLIENTS)]
+    _measure_loads(cells, rounds, serve)
     for name, config in HYPERNETWORKS.items():
         cells.cell(f"predict/stages, {name}", lambda config=config: stages(config))
+    cells.cell("predict/forward of 8 networks", lambda: forwards(GhnConfig()))
+    return cells
+
+
+def _measure_loads(cells: Cells, rounds: int, serve: bool) -> None:
+    graphs = {"one network": [to_json(graph_of(1000))]}
+    graphs["16 networks"] = [to_json(graph_of(1000 - number)) for number in range(CLIENTS)]
+    where = "Serve" if serve else "in process"
     wanted = [
-        (f"predict/{name}, {kind}, round {number}", name, kind, number)
-        for name, config in HYPERNETWORKS.items()
+        (f"predict/{where}, {name}, {kind}, round {number}", name, kind, number)
         for number in range(rounds)
+        for name, config in HYPERNETWORKS.items()
         for kind in (LOADS if config == GhnConfig() else LOADS[:1])
     ]
     if all(key in cells.values for key, *_ in wanted):
-        return cells
-    with tempfile.TemporaryDirectory() as folder, predictors() as replicas:
+        return
+    with tempfile.TemporaryDirectory() as folder, (on_serve if serve else in_this_process)() as workers:
         entries = {
             name: stored(Path(folder) / str(i), HYPERNETWORKS[name]) for i, name in enumerate(HYPERNETWORKS)
         }
@@ -228,28 +243,32 @@ def run(rounds: int) -> Cells:
 
             def measure(name: str = name, kind: str = kind, number: int = number) -> dict[str, float]:
                 sizes = (BATCH, 1) if number % 2 else (1, BATCH)
-                speeds = {
-                    f"batch {n}": asyncio.run(load(entries[name], replicas[n], graphs[kind])) for n in sizes
-                }
-                return {"gain": speeds[f"batch {BATCH}"] / speeds["batch 1"], **speeds}
+                speeds: dict[str, float] = {}
+                for n in sizes:
+                    wall, cpu = asyncio.run(load(entries[name], workers[n], graphs[kind]))
+                    speeds |= {f"batch {n}": wall, f"batch {n}, a CPU second": cpu}
+                speeds["gain"] = speeds[f"batch {BATCH}"] / speeds["batch 1"]
+                batched, alone = speeds[f"batch {BATCH}, a CPU second"], speeds["batch 1, a CPU second"]
+                return {**speeds, "gain, a CPU second": batched / alone}
 
             cells.cell(key, measure)
-    return cells
 
 
 def table(cells: Cells) -> str:
     """Return the results as a markdown table: medians over rounds, gains within rounds."""
+    columns = ("batch 1", f"batch {BATCH}", "gain", "gain, a CPU second")
     lines = [
-        f"| hypernetwork | 16 clients want | batch 1, a second | batch {BATCH}, a second | gain |",
-        "|---|---|---|---|---|",
+        f"| worker | hypernetwork | 16 clients want | {' | '.join(columns)} |",
+        f"|---|---|---|{'---|' * len(columns)}",
     ]
-    for name in HYPERNETWORKS:
-        for kind in LOADS:
-            begin = f"predict/{name}, {kind}, round"
-            rounds = [value for key, value in cells.values.items() if key.startswith(begin)]
-            if rounds:
-                columns = [_spread([r[c] for r in rounds]) for c in ("batch 1", f"batch {BATCH}", "gain")]
-                lines.append(f"| {name} | {kind} | {' | '.join(columns)} |")
+    for where in ("in process", "Serve"):
+        for name in HYPERNETWORKS:
+            for kind in LOADS:
+                begin = f"predict/{where}, {name}, {kind}, round"
+                rounds = [value for key, value in cells.values.items() if key.startswith(begin)]
+                if rounds:
+                    spreads = " | ".join(_spread([one[column] for one in rounds]) for column in columns)
+                    lines.append(f"| {where} | {name} | {kind} | {spreads} |")
     lines += [
         f"\n{name}: seconds of one prediction {cells.values[f'predict/stages, {name}']}"
         for name in HYPERNETWORKS
@@ -266,7 +285,9 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    print(table(run(parser.parse_args().rounds)))
+    parser.add_argument("--serve", action="store_true", help="replicas on Ray Serve")
+    arguments = parser.parse_args()
+    print(table(run(arguments.rounds, arguments.serve)))
 
 
 if __name__ == "__main__":

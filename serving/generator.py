@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from serving.work import FAILURES, OPEN_AT_ONCE, Aside, Opened, Outcome, delivered, failed
+from serving.work import BATCH, FAILURES, OPEN_AT_ONCE, Aside, Opened, Outcome, delivered, failed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,16 +104,15 @@ class Generators:
 
 
 class LocalDrawer:
-    """Generates in this process, one draw at a time on a thread of its own."""
+    """Generates in this process, on a thread of its own."""
 
-    def __init__(self, threads: int = 1) -> None:
-        """Start nothing yet; `threads` bounds what torch takes for one operation."""
-        self._aside: Aside[Draw] = Aside(Generators(), threads)
+    def __init__(self, threads: int = 1, batch: int = BATCH) -> None:
+        """Start nothing yet: `threads` for one operation of torch, `batch` orders at once."""
+        self._aside: Aside[Draw] = Aside(Generators(), threads, batch)
 
     async def generate(self, draw: Draw) -> Outcome:
         """Answer one draw."""
-        (outcome,) = await self._aside.answer([draw])
-        return outcome
+        return await self._aside.answer_one(draw)
 
 
 def _opened(file: Path) -> Generated:

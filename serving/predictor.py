@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from serving.work import FAILURES, OPEN_AT_ONCE, Aside, Opened, Outcome, delivered, failed
+from serving.work import BATCH, FAILURES, OPEN_AT_ONCE, Aside, Opened, Outcome, delivered, failed
 
 if TYPE_CHECKING:
     from hypernets.ghn.model import Ghn
@@ -91,16 +91,15 @@ class Hypernetworks:
 
 
 class LocalPredictor:
-    """Predicts in this process, one order at a time on a thread of its own."""
+    """Predicts in this process, on a thread of its own."""
 
-    def __init__(self, threads: int = 1) -> None:
-        """Start nothing yet; `threads` bounds what torch takes for one prediction."""
-        self._aside: Aside[Order] = Aside(Hypernetworks(), threads)
+    def __init__(self, threads: int = 1, batch: int = BATCH) -> None:
+        """Start nothing yet: `threads` for one operation of torch, `batch` orders at once."""
+        self._aside: Aside[Order] = Aside(Hypernetworks(), threads, batch)
 
     async def predict(self, order: Order) -> Outcome:
         """Answer one order."""
-        (outcome,) = await self._aside.answer([order])
-        return outcome
+        return await self._aside.answer_one(order)
 
 
 def _opened(file: Path) -> tuple[Ghn, Card]:

@@ -14,12 +14,10 @@ from serving.generator import Draw, Generators
 from serving.making import Busy
 from serving.predictor import Hypernetworks, Order
 from serving.store import NotReady
-from serving.work import Answers, Aside, Outcome
+from serving.work import BATCH, Answers, Aside, Outcome
 
 LOGGER = logging.getLogger("metainit.serving")
 PREDICTOR, GENERATOR = "predictor", "generator"
-BATCH = 16
-"""Orders that a replica answers together, at most."""
 WANTED_ONGOING = 4
 """Orders a replica beyond which another one is started."""
 CPUS = 1

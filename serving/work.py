@@ -18,6 +18,8 @@ from metainit.references import Reference
 
 LOGGER = logging.getLogger("metainit.serving")
 Fault = Literal["question", "condition", "copies", "source", "worker"]
+BATCH = 16
+"""Orders that a worker answers together, at most."""
 LARGE = 1 << 20
 """Bytes of an outcome from which on it travels as a file, if it can."""
 OPEN_AT_ONCE = 2
@@ -111,15 +113,47 @@ class Opened(Generic[T]):
 class Aside(Generic[OrderT]):
     """Answers orders on a thread of its own, one batch at a time."""
 
-    def __init__(self, answers: Answers[OrderT], threads: int = 1) -> None:
-        """Start nothing yet; `threads` bounds what torch takes for one operation."""
-        self._answers = answers
+    def __init__(self, answers: Answers[OrderT], threads: int = 1, batch: int = 1) -> None:
+        """Start nothing yet.
+
+        Args:
+            answers: what computes.
+            threads: what torch may take for one operation.
+            batch: how many of the orders that come one by one are answered together, at most.
+        """
+        self._answers, self._batch = answers, batch
         self._thread = ThreadPoolExecutor(1, "worker", initializer=_limit_threads, initargs=(threads,))
+        self._waiting: list[tuple[OrderT, asyncio.Future[Outcome]]] = []
+        self._working: asyncio.Task[None] | None = None
 
     async def answer(self, orders: Sequence[OrderT]) -> list[Outcome]:
-        """Answer some orders."""
+        """Answer some orders together."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._answers.answer, orders)
+
+    async def answer_one(self, order: OrderT) -> Outcome:
+        """Answer one order, together with those that come while others are being answered."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Outcome] = loop.create_future()
+        self._waiting.append((order, future))
+        if self._working is None or self._working.done():
+            self._working = loop.create_task(self._work())
+        return await future
+
+    async def _work(self) -> None:
+        """Answer whatever waits, until nothing does."""
+        while self._waiting:
+            taken, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
+            try:
+                outcomes = await self.answer([order for order, _ in taken])
+            except Exception as error:  # it belongs to those who asked, not to this task
+                for _, future in taken:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for (_, future), outcome in zip(taken, outcomes, strict=True):
+                if not future.done():  # whoever asked may have left
+                    future.set_result(outcome)
 
 
 def failed(error: Exception, reference: str) -> Outcome:

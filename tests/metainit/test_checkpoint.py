@@ -409,3 +409,14 @@ class TestWriting:
     def test_others_may_read_the_file(self, tmp_path: Path) -> None:
         files.save(tmp_path / "a.safetensors", tensors_of(), card_of())
         assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
+)
+def test_what_is_not_finite_is_found(dtype: torch.dtype) -> None:
+    large = torch.full((5,), torch.finfo(dtype).max, dtype=dtype)
+    assert files.finite(large)  # their sum is not
+    assert files.finite(torch.empty(0, dtype=dtype))
+    for wrong in ([torch.inf], [-torch.inf], [torch.nan], [torch.inf, -torch.inf]):
+        assert not files.finite(torch.cat([large, torch.tensor(wrong, dtype=dtype)]))

@@ -13,7 +13,6 @@ import typer
 from torch import nn
 from typer.testing import CliRunner
 
-import metainit
 from hypernets.generator.remote import connected
 from hypernets.generator.start import Generated
 from metainit import checkpoint
@@ -142,7 +141,7 @@ def test_the_command_draws_on_an_endpoint(
     expected = local(shelf).generate(2, 0, what="mean")
     for one, truth in zip(answer["files"], expected, strict=True):
         assert Path(one["path"]).read_bytes() == checkpoint.to_bytes(truth.tensors, truth.card)
-        assert metainit.load(one["path"]).card.kind == "weights"
+        assert checkpoint.load(one["path"]).card.kind == "weights"
 
 
 def test_a_part_of_the_weights_is_a_file_of_its_own(client: Client, shelf: Shelf) -> None:
