@@ -90,7 +90,7 @@ def front_matter(version: Version, card: Card, licence: str | None) -> dict[str,
         "tags": list(dict.fromkeys(("metainit", *words))),
     }
     headline = version.headline
-    if headline:
+    if headline and {"metric", "steps", "value"} <= headline.keys():
         metadata["metrics"] = [headline["metric"]]
         metadata["model-index"] = [_indexed(version, card, headline)]
     return metadata
@@ -100,7 +100,7 @@ def _indexed(version: Version, card: Card, headline: Mapping[str, Any]) -> dict[
     domain = card.domain.name if card.domain else "unknown"
     source = card.provenance.data
     values = {f"{headline['metric']} after {headline['steps']} steps": headline["value"]}
-    if "gain" in headline:
+    if {"gain", "control"} <= headline.keys():
         values[f"gain over {headline['control']} after {headline['steps']} steps"] = headline["gain"]
     metrics = [{"type": headline["metric"], "name": name, "value": value} for name, value in values.items()]
     dataset = {"name": source.description or domain, "type": domain}

@@ -1,9 +1,9 @@
 """The history of a name: who moved an alias, when, from what to what, why, and on what evidence.
 
 Each move is a tag of the registered model, written under the lock of the name and before the move: a
-crash between the two leaves a move that did not happen on record, never one that is not. It outlives
-the versions it speaks of. What the gate did not let through is on the version itself, in the tag
-``metainit.gate``.
+crash between the two leaves a move on record that did not happen, never one that happened and is not on
+record. It outlives the versions it speaks of. What the gate did not let through is on the version itself,
+in the tag ``metainit.gate``.
 """
 
 from __future__ import annotations
@@ -132,13 +132,14 @@ def read_events(name: str, tags: Mapping[str, str]) -> list[Event]:
     return events
 
 
-def refusals(versions: Sequence[Version], champion: str) -> list[Event]:
-    """Return what the gate decided about versions that did not become `champion`."""
+def decisions(versions: Sequence[Version], moves: Sequence[Event]) -> list[Event]:
+    """Return what the gate decided about versions, where that is not among the `moves` already."""
+    known = {(move.version, move.alias) for move in moves if move.action == "gate"}
     found = []
     for version in versions:
         text = version.tags.get(TAG + "gate")
         gate: dict[str, Any] = json.loads(text) if text else {}
-        if not gate or gate.get("alias") == champion:
+        if not gate or (version.version, gate.get("alias")) in known:
             continue
         found.append(
             Event(

@@ -21,7 +21,7 @@ from pipelines.artifacts import evidence_of, fetch, run_for, upload
 from pipelines.connection import Connection, connect
 from pipelines.discarding import discard
 from pipelines.flavour import CHECKPOINT, mlmodel
-from pipelines.history import KEPT_EVENTS, Event, moved, read_events, refusals
+from pipelines.history import KEPT_EVENTS, Event, decisions, moved, read_events
 from pipelines.history import PREFIX as EVENT
 from pipelines.lock import Lease, locked
 from pipelines.tags import TAG
@@ -136,7 +136,8 @@ class Registry:
         Raises:
             RegistryError: the name is not registered, or the store cannot be reached.
         """
-        events = [*self.moves(name), *refusals(self.versions(name), CHAMPION)]
+        moves = self.moves(name)
+        events = [*moves, *decisions(self.versions(name), moves)]
         return sorted(events, key=lambda event: event.at, reverse=True)
 
     def moves(self, name: str) -> list[Event]:
