@@ -61,7 +61,11 @@ def mlflow_server(folder: Path) -> Iterator[str]:
         yield address
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=60)
+        try:
+            server.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
 
 
 def submit(on: Cluster, registry: str, out: Path, log: Path, *options: str) -> subprocess.Popen[bytes]:
