@@ -26,7 +26,7 @@ from tests.pipelines.clusters import BIN, Cluster, Node, cluster, descendants, f
 
 RECIPE = "digits-debug"
 SMALL = ["evidence.tasks=2", "evidence.seeds=[0]", "cpus=1"]
-SHARED = ["workers=2", "outer.steps=2000", "checkpoint_every=20", "validate_every=1000", "dtype=float64"]
+SHARED = ["workers=2", "outer.steps=600", "checkpoint_every=20", "validate_every=300"]
 PATIENCE = 600.0
 """How long a job may take on a machine that is busy with something else."""
 pytestmark = [
@@ -61,7 +61,11 @@ def mlflow_server(folder: Path) -> Iterator[str]:
         yield address
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=60)
+        try:
+            server.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
 
 
 def submit(on: Cluster, registry: str, out: Path, log: Path, *options: str) -> subprocess.Popen[bytes]:
@@ -133,11 +137,11 @@ def test_jobs_survive_a_lost_node_and_do_not_disturb_each_other(tmp_path: Path) 
         where[0].kill()
         at_loss = step_of(killed)
         assert following.wait(PATIENCE) == 0, logs[killed].read_text()
-        assert at_loss < 2000
+        assert at_loss < 600
 
         # The log came whole, and what was registered lies here.
         text = logs[killed].read_text()
-        assert "step 2000 of 2000" in text and text.count("reading the data and starting Ray") == 1
+        assert "step 600 of 600" in text and text.count("reading the data and starting Ray") == 1
         answer = answer_of(logs[killed])
         assert answer["succeeded"] is True and answer["job"] == job_of(logs[killed])
         weights = (killed / "checkpoint.safetensors").read_bytes()
