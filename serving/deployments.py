@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("metainit.serving")
 APPLICATION = "metainit"
 REPLICA_CPUS = 0.1
-ONGOING = 1024
-"""Requests that a replica answers at a time; a slow download holds a chunk of memory each."""
 
 
 def build(registry_uri: str | None, home: str | None, cache: str, poll: float) -> FastAPI:
@@ -207,7 +205,7 @@ def _deploy(
         serve.ingress(make)(),
         name="endpoint",
         num_replicas=1,
-        max_ongoing_requests=ONGOING,
+        max_ongoing_requests=256,
         graceful_shutdown_timeout_s=5,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": REPLICA_CPUS, **passed},
