@@ -9,6 +9,7 @@ most ten seconds in all.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -129,7 +130,7 @@ def rig() -> Iterator[Rig]:
     """Start Ray, registry and endpoint with one version; everything is stopped and deleted behind it."""
     import ray
 
-    from serving.deployments import _ensure_ray, prepare
+    from serving.deployments import prepare
     from serving.haproxy import free_port
 
     with ExitStack() as stack:
@@ -146,7 +147,14 @@ def rig() -> Iterator[Rig]:
         made.start_registry()
         made.crown(made.register())
         fast = prepare()
-        _ensure_ray()
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=100 << 20,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _system_config={"worker_niceness": 0},  # as `start` does where it starts Ray itself
+        )
         stack.callback(ray.shutdown)
         if fast is not None:
             stack.callback(fast.remove)

@@ -141,7 +141,7 @@ def wrk(port: int, path: str, seconds: float, clients: int, headers: dict[str, s
     program = shutil.which("wrk")
     if program is None:
         raise RuntimeError("no wrk on the path; install the package of that name")
-    command = [program, "-t1", f"-c{clients}", f"-d{seconds:.0f}s"]
+    command = [program, "-t1", f"-c{clients}", f"-d{seconds:.0f}s", "--timeout", "30s"]
     for name, value in headers.items():
         command += ["-H", f"{name}: {value}"]
     before = _children()

@@ -23,7 +23,8 @@ REPLICA = "ray::ServeReplica:metainit:endpoint"
 CONTROLLER = "ray::ServeController"
 PATIENCE = 400.0
 """Seconds that a server may take to start: the machine may be busy."""
-_NGINX = """daemon off;
+_NGINX = """{user}
+daemon off;
 master_process on;
 worker_processes {workers};
 pid {folder}/nginx.pid;
@@ -44,6 +45,16 @@ http {{
   server {{
     listen 127.0.0.1:{port};
     root {folder}/root;
+  }}
+  server {{
+    listen 127.0.0.1:{blobs_port};
+    location ~ "^/v1/blobs/(?<sha256>[0-9a-f]{{64}})$" {{
+      root {blobs};
+      try_files /$sha256.safetensors =404;
+      types {{ }}
+      etag off;
+      add_header ETag '"$sha256"';
+    }}
   }}
 }}
 """
@@ -114,22 +125,29 @@ def uvicorn_server(folder: Path, port: int, files: Sequence[Path]) -> Iterator[l
 
 
 @contextmanager
-def nginx_server(folder: Path, port: int, files: Sequence[Path]) -> Iterator[list[str]]:
-    """Run nginx, which sends with `sendfile`; give the path of each file on it."""
+def nginx_server(
+    folder: Path, port: int, files: Sequence[Path], blobs_port: int, blobs: Path
+) -> Iterator[list[str]]:
+    """Run nginx, which sends with `sendfile`; give the path of each file on it.
+
+    On `blobs_port` it sends the endpoint's blobs from their folder, as docs/blobs-from-nginx.md has it.
+    """
     root = folder / "nginx" / "root"
     root.mkdir(parents=True)
     for number, file in enumerate(files):
         os.link(file, root / str(number))
-        (root / str(number)).chmod(0o644)
-    for parent in (root, root.parent, *root.parents):  # its workers may run as a user of their own
-        if parent.stat().st_uid == os.getuid() and parent.is_relative_to(folder):
-            parent.chmod(0o755)
     configuration = root.parent / "nginx.conf"
     workers = os.cpu_count() or 1
-    configuration.write_text(_NGINX.format(folder=root.parent, port=port, workers=workers))
+    places = {"folder": root.parent, "port": port, "blobs_port": blobs_port, "blobs": blobs}
+    configuration.write_text(_NGINX.format(workers=workers, user=_own_user(), **places))
     command = [nginx_program(), "-c", str(configuration), "-p", str(root.parent)]
     with running(command, folder / "nginx.log", f"http://127.0.0.1:{port}/none"):
         yield [f"/{number}" for number in range(len(files))]
+
+
+def _own_user() -> str:
+    """Let nginx's workers be who started them: root would make them another, who may not read the files."""
+    return "user root;" if os.getuid() == 0 else ""
 
 
 def nginx_program() -> str:

@@ -31,8 +31,10 @@ from benchmarks.endpoint_servers import (
 )
 from metainit import checkpoint
 from metainit.card import Card, Method
+from metainit.transfer import file_sha256
 
-TARGETS = ("endpoint", "uvicorn", "mlflow", "nginx")
+BEHIND = "blobs from nginx"
+TARGETS = ("endpoint", "uvicorn", "mlflow", "nginx", BEHIND)
 CROWD, CROWD_FETCHES = 32, 1000
 
 
@@ -76,9 +78,14 @@ def servers(folder: Path, sizes: dict[str, Size]) -> Iterator[tuple[dict[str, Pl
     with ExitStack() as stack:
         ports = {target: free_port() for target in TARGETS}
         places = {}
-        for target, server in (("uvicorn", uvicorn_server), ("nginx", nginx_server)):
-            paths = stack.enter_context(server(folder, ports[target], listed))
-            places[target] = Place(ports[target], dict(zip(files, paths, strict=True)))
+        store = folder / "store"
+        plain = stack.enter_context(uvicorn_server(folder, ports["uvicorn"], listed))
+        places["uvicorn"] = Place(ports["uvicorn"], dict(zip(files, plain, strict=True)))
+        there = (folder, ports["nginx"], listed, ports[BEHIND], store / "blobs")
+        sent = stack.enter_context(nginx_server(*there))
+        places["nginx"] = Place(ports["nginx"], dict(zip(files, sent, strict=True)))
+        blobs = {name: f"/v1/blobs/{file_sha256(file)}" for name, file in files.items()}
+        places[BEHIND] = Place(ports[BEHIND], blobs)
         artifacts = folder / "mlflow" / "artifacts"
         artifacts.mkdir(parents=True)
         for number, file in enumerate(listed):
@@ -88,7 +95,9 @@ def servers(folder: Path, sizes: dict[str, Size]) -> Iterator[tuple[dict[str, Pl
         places["mlflow"] = Place(
             ports["mlflow"], {name: f"{proxy}/{i}.safetensors" for i, name in enumerate(files)}
         )
-        endpoint = stack.enter_context(start(port=ports["endpoint"], poll=5.0, patience=PATIENCE))
+        endpoint = stack.enter_context(
+            start(port=ports["endpoint"], cache=store, poll=5.0, patience=PATIENCE)
+        )
         places["endpoint"] = Place(
             int(endpoint.url.rsplit(":", 1)[1]),
             {name: f"/v1/inits/bench-{name.replace(' ', '')}/weights" for name in files},

@@ -17,11 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _WRAPPER = """#!/bin/sh
-# What `open_door` has written says how the front door differs from Ray's.
+# Ray binds HAProxy's statistics to every interface; this keeps them on this machine. What `open_door`
+# has written says how the front door differs from Ray's.
 before=
 for word; do
   if [ "$before" = -f ]; then
-    sed -i -f '{edits}' "$word"
+    sed -i -e 's/bind :{metrics}$/bind 127.0.0.1:{metrics}/' \\
+      -e 's/bind \\*:{stats}$/bind 127.0.0.1:{stats}/' "$word"
+    sed -i -f "${{0%/*}}/unavailable.sed" "$word"
     if [ -f '{door}' ] && ! grep -q x-metainit-hop "$word"; then
       sed -i -f '{door}' "$word"
     fi
@@ -30,13 +33,8 @@ for word; do
 done
 exec '{binary}' "$@"
 """
-# Ray binds HAProxy's statistics to every interface; they are kept on this machine. Ray makes a 500 of an
-# answer that no replica gives, and a 404 while there is none yet; both pass, and clients are to try again.
-_EDITS = r"""s/bind :{metrics}$/bind 127.0.0.1:{metrics}/
-s/bind \*:{stats}$/bind 127.0.0.1:{stats}/
-s#errorfile \(50[234]\) .*#errorfile \1 {unavailable}#
-s#return status 404 content-type text/plain lf-string .*#return status 503 errorfile {unavailable}#
-"""
+
+
 NO_REPLICA = "urn:metainit:problem:no-replica"
 _PROBLEM = (
     f'{{"type":"{NO_REPLICA}","title":"Not ready yet","status":503,'
@@ -44,12 +42,21 @@ _PROBLEM = (
 )
 _UNAVAILABLE = (
     "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\n"
-    "Cache-Control: no-store\r\nRetry-After: {retry}\r\nContent-Length: {length}\r\n\r\n{problem}"
+    f"Cache-Control: no-store\r\nRetry-After: 2\r\nContent-Length: {len(_PROBLEM)}\r\n\r\n{_PROBLEM}"
 )
-RETRY_AFTER_SECONDS = 2
-CLIENT_SECONDS = 60
-"""How long a client may take nothing of an answer until its connection is closed: it would hold a replica's
-slot for ever. It resumes where it was. (nginx has the same limit.)"""
+
+
+def _write_unavailable(folder: Path) -> None:
+    """Write what the proxy says where no replica answers, and how its configuration comes to say it.
+
+    Ray makes a 500 of that, and a 404 while there is no replica yet. Both pass: clients are to try again.
+    """
+    answer = folder / "unavailable.http"
+    answer.write_bytes(_UNAVAILABLE.encode())
+    (folder / "unavailable.sed").write_text(
+        rf"s#errorfile \(50[234]\) .*#errorfile \1 {answer}#" + "\n"
+        f"s#return status 404 content-type text/plain lf-string .*#return status 503 errorfile {answer}#\n"
+    )
 
 
 @dataclass(frozen=True)
@@ -106,12 +113,10 @@ def fast_path(program: str) -> FastPath:
     folder = Path(tempfile.mkdtemp(prefix="mi-"))  # short: it holds Unix sockets
     stats, metrics = free_port(), free_port()
     wrapper = folder / "haproxy"
-    edits, unavailable = folder / "edits.sed", folder / "unavailable.http"
-    wrapper.write_text(_WRAPPER.format(edits=edits, door=folder / DOOR, binary=program))
-    edits.write_text(_EDITS.format(metrics=metrics, stats=stats, unavailable=unavailable))
-    answer = _UNAVAILABLE.format(problem=_PROBLEM, retry=RETRY_AFTER_SECONDS, length=len(_PROBLEM))
-    unavailable.write_bytes(answer.encode())
+    door = folder / DOOR
+    wrapper.write_text(_WRAPPER.format(stats=stats, metrics=metrics, binary=program, door=door))
     wrapper.chmod(stat.S_IRWXU)
+    _write_unavailable(folder)
     environment = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
@@ -128,7 +133,6 @@ def fast_path(program: str) -> FastPath:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(CLIENT_SECONDS),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
     }
     return FastPath(folder, environment)

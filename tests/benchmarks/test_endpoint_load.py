@@ -54,9 +54,8 @@ def test_the_reader_takes_no_other_answer(port: int, path: str, size: int) -> No
 def test_failed_tries_and_resumed_downloads_are_written_down(port: int) -> None:
     record = Record(fault=time.monotonic())
     inner = httpx.HTTPTransport(verify=False)
-    with httpx.Client(
-        transport=Watched(inner, record, pace=50e6), base_url=f"http://127.0.0.1:{port}"
-    ) as http:
+    transport = Watched(inner, record, pace=50e6)
+    with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}") as http:
         assert http.get("/file").content == BODY
         http.get("/none", headers={"range": "bytes=1-"})
         with pytest.raises(httpx.ConnectError):

@@ -44,7 +44,10 @@ def test_the_builder_is_one_that_serve_takes() -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ({"replica": 2}, r"replica: Extra inputs.*known: registry, cache, poll, predictors, generators, settings"),
+        (
+            {"replica": 2},
+            r"replica: Extra inputs.*known: registry, cache, poll, predictors, generators, settings",
+        ),
         ({"settings": {"replicas": 0}}, "settings.replicas: Input should be greater than or equal to 1"),
         ({"poll": "often"}, "poll: Input should be a valid number"),
     ],

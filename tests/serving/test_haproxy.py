@@ -30,7 +30,7 @@ frontend http_frontend
     use_backend dead if is_dead
     default_backend default_backend
 backend default_backend
-    http-request return status 404 content-type text/plain lf-string "Path \\'%[path]\\' not found. Ping {{}}."
+    http-request return status 404 content-type text/plain lf-string "Path \\'%[path]\\' not found."
 backend dead
     server one 127.0.0.1:{dead}
 listen stats
