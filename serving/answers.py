@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from serving.cache import Entry
 from serving.catalog import Facts, Init
 from serving.prediction import Answer
+from serving.selection import Family, domain_of, family_of, shown
 
 
 class VersionLine(BaseModel):
@@ -25,11 +26,24 @@ class VersionLine(BaseModel):
     headline: dict[str, Any] | None
 
 
+class Picture(BaseModel):
+    """A picture of the evidence."""
+
+    id: str
+    url: str
+
+
 class InitLine(BaseModel):
-    """One name in a list; `default` is the version that the bare name means."""
+    """One name in a list; `default` is the version that the bare name means.
+
+    `family`, `domain` and `pictures` are those of that version, where its files are at hand.
+    """
 
     name: str
     default: int
+    family: Family
+    domain: str | None
+    pictures: list[Picture]
     aliases: dict[str, int]
     versions: list[VersionLine]
     url: str
@@ -40,13 +54,7 @@ class InitPage(BaseModel):
 
     items: list[InitLine]
     next: str | None = None
-
-
-class Picture(BaseModel):
-    """A picture of the evidence."""
-
-    id: str
-    url: str
+    total: int = Field(description="of all pages")
 
 
 class Pictures(BaseModel):
@@ -135,11 +143,15 @@ def version_line(init: Init, facts: Facts) -> VersionLine:
     )
 
 
-def init_line(init: Init, base: str) -> InitLine:
-    """Describe a name in a list; `base` is the path that the app is mounted at."""
+def init_line(init: Init, base: str, entry: Entry | None) -> InitLine:
+    """Describe a name in a list; `base` is where the app is mounted, `entry` the default version."""
+    card = entry.card if entry is not None else {}
     return InitLine(
         name=init.name,
         default=init.default,
+        family=family_of(shown(init).kind, card),
+        domain=domain_of(card),
+        pictures=pictures(entry, base) if entry is not None else [],
         aliases=dict(init.aliases),
         versions=[version_line(init, facts) for facts in init.versions],
         url=f"{base}/v1/inits/{init.name}",

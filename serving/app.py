@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated
 
 import anyio
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 
 from metainit.client import KIND_HEADER
 from metainit.references import Reference
@@ -17,10 +18,15 @@ from serving.cache import PICTURE_TYPES, Entry
 from serving.catalog import Missing
 from serving.files import answer_file
 from serving.metrics import Measured, Metrics
+from serving.overview import graph_routes, overview_routes
+from serving.page import Page, page_routes
 from serving.prediction import Limits, Predicting
 from serving.prediction_routes import predictions
 from serving.predictor import LocalPredictor, Predictor
+from serving.selection import Family, Selection, entry_of, part_of
 from serving.store import NotReady, Store
+from serving.tries import Tries
+from serving.try_routes import tries_routes
 
 WEIGHTS_TYPE = "application/vnd.safetensors"
 IMMUTABLE = "public, max-age=31536000, immutable"
@@ -40,14 +46,18 @@ def create_app(store: Store, predictor: Predictor | None = None, limits: Limits 
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await anyio.to_thread.run_sync(store.start)
         yield
+        await anyio.to_thread.run_sync(tries.close)
         await anyio.to_thread.run_sync(store.stop)
 
     app = FastAPI(title="metainit", summary="Initial weights over HTTP", lifespan=lifespan)
     problems.install(app)
     metrics = Metrics(store)
     predicting = Predicting(predictor or LocalPredictor(), store.predictions, limits)
+    tries, page = Tries(store.predictions), Page.load()
     app.add_middleware(Measured, metrics=metrics)
-    app.include_router(_operations(store, metrics))
+    app.include_router(_operations(store, metrics, page))
+    app.include_router(page_routes(page))
+    app.include_router(overview_routes(store))
     app.include_router(_list(store))
     for prefix, pick in (
         ("/v1/inits/{name}/versions/{version}", _pick_version(store)),
@@ -55,6 +65,8 @@ def create_app(store: Store, predictor: Predictor | None = None, limits: Limits 
     ):
         app.include_router(_init(store, pick, prefix))
         app.include_router(predictions(predicting, pick, prefix))
+        app.include_router(graph_routes(pick, prefix))
+    app.include_router(tries_routes(tries, partial(_entry, store)))
     app.include_router(_blobs(store))
     return app
 
@@ -95,14 +107,18 @@ def _list(store: Store) -> APIRouter:
         request: Request,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         after: Annotated[str, Query(max_length=200)] = "",
+        family: Family | None = None,
+        domain: Annotated[str | None, Query(max_length=100)] = None,
+        q: Annotated[str, Query(max_length=200, description="words of names, methods and networks")] = "",
     ) -> answers.InitPage:
         """Names, their versions and aliases, in alphabetical order, a page at a time."""
-        inits = store.catalog.inits
-        names = sorted(name for name in inits if name > after)
-        page = names[:limit]
+        part = part_of(store, Selection(family, domain, q), after, limit)
         base = answers.base_of(request)
-        follow = f"{base}/v1/inits?limit={limit}&after={page[-1]}" if len(names) > limit else None
-        return answers.InitPage(items=[answers.init_line(inits[name], base) for name in page], next=follow)
+        return answers.InitPage(
+            items=[answers.init_line(init, base, entry_of(store, init)) for init in part.inits],
+            next=f"{base}/v1/inits?{part.following}" if part.following else None,
+            total=part.total,
+        )
 
     return router
 
@@ -166,7 +182,7 @@ def _blobs(store: Store) -> APIRouter:
     return router
 
 
-def _operations(store: Store, metrics: Metrics) -> APIRouter:
+def _operations(store: Store, metrics: Metrics, page: Page) -> APIRouter:
     router = APIRouter(tags=["operations"])
 
     @router.get("/healthz")
@@ -195,26 +211,12 @@ def _operations(store: Store, metrics: Metrics) -> APIRouter:
     async def index(request: Request) -> Response:
         base = answers.base_of(request)
         if "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(_page(store, base))
+            return page.answer(request)
         links = {
             "inits": f"{base}/v1/inits",
             "openapi": f"{base}/openapi.json",
             "docs": f"{base}/docs",
         }
-        return JSONResponse({"name": "metainit", **links})
+        return JSONResponse({"name": "metainit", **links}, headers={"vary": "Accept"})
 
     return router
-
-
-def _page(store: Store, base: str) -> str:
-    """A plain page of links; names are safe in HTML, since their pattern admits no markup."""
-    lines = "".join(
-        f'<li><a href="{base}/v1/inits/{name}">{name}</a> ({len(init.versions)} versions)</li>'
-        for name, init in sorted(store.catalog.inits.items())
-    )
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>metainit</title>'
-        "<h1>metainit</h1>"
-        f"<ul>{lines or '<li>nothing is registered yet</li>'}</ul>"
-        f'<p><a href="{base}/docs">API</a> <a href="{base}/metrics">metrics</a></p></html>'
-    )

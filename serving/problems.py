@@ -25,6 +25,7 @@ from metainit.errors import (
 from serving.catalog import Missing
 from serving.prediction import Busy, NoPredictor, TooLarge, Unpredictable
 from serving.store import NotReady
+from serving.tries import BadImage, Stopped, TooManyTries, Untriable
 
 LOGGER = logging.getLogger("metainit.serving")
 MEDIA_TYPE = "application/problem+json"
@@ -63,6 +64,10 @@ TABLE: Mapping[type[Exception], Kind] = {
     CopyError: Kind(409, "copies", "The generator gives copies of what it was trained on"),
     NoPredictor: Kind(409, "no-predictor", "This initialization does not predict"),
     Busy: Kind(429, "busy", "Too many predictions are under way", retry_after=2),
+    Untriable: Kind(409, "untriable", "Live fits do not start from this"),
+    BadImage: Kind(422, "image", "The image cannot be used"),
+    TooManyTries: Kind(429, "busy", "Too many live fits are under way", retry_after=5),
+    Stopped: Kind(409, "stopped", "The live fit was stopped"),
     EndpointError: Kind(422, "invalid", "The request is not valid"),
     MetainitError: Kind(500, "internal", "The endpoint failed"),
     Exception: Kind(500, "internal", "The endpoint failed"),
@@ -93,7 +98,8 @@ def problem(status: int, name: str, title: str, detail: str, instance: str) -> d
     }
 
 
-def _detail(error: Exception) -> str:
+def detail_of(error: Exception) -> str:
+    """Return what may be told of an error; of what nobody expected, nothing."""
     if isinstance(error, RequestValidationError):
         return "; ".join(
             f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()
@@ -115,7 +121,7 @@ def answer(request: Request, error: Exception) -> JSONResponse:
     kind = kind_of(error)
     if kind.status == 500:
         LOGGER.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    body = problem(kind.status, kind.name, kind.title, _detail(error), request.url.path)
+    body = problem(kind.status, kind.name, kind.title, detail_of(error), request.url.path)
     return JSONResponse(body, kind.status, _headers(error, kind), MEDIA_TYPE)
 
 

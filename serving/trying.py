@@ -1,0 +1,330 @@
+"""A live fit: one image, fitted from a prior and from the ordinary start side by side, step by step."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor, nn
+
+from metainit.adaptation import trajectory
+from metainit.card import AdaptationRoutine, Card, Continuation, Method, Provenance, Spec
+from metainit.checkpoint import to_bytes
+from metainit.domains.image import ImageConfig, ImageDomain
+from metainit.domains.images import Array, as_pixels
+from metainit.errors import DivergenceError
+from metainit.fitting.base import prepare_start
+from metainit.initialization import Prior, load
+from metainit.meta.state import Parameters, TaskLosses
+from metainit.networks import function_of
+from serving.tries import BadImage, Stopped, TryLimits, Untriable
+
+Side = Literal["prior", "ordinary"]
+SIDES: tuple[Side, Side] = ("prior", "ordinary")
+FORMATS = ("PNG", "JPEG", "WEBP")
+DEFAULT_STEP_SIZE = 1e-3
+"""Of Adam from the ordinary start, where no evidence says what is best for it."""
+SHOWN = (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80, 100, 128, 160, 200)
+"""Steps after which a picture is sent."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one start has made of the image after some steps; `picture` is a PNG."""
+
+    side: Side
+    step: int
+    psnr: float
+    picture: str
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What is being fitted, and how: the image as the network is to see it, and both routines in words."""
+
+    size: tuple[int, int]
+    target: str
+    starts: Mapping[Side, str]
+    routines: Mapping[Side, str]
+    own_steps: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The fitted weights as checkpoint files, and how the two starts compare.
+
+    `level_at`: the first shown step at which the ordinary start is as good as the prior after its own steps.
+    """
+
+    weights: Mapping[Side, bytes]
+    psnr: Mapping[Side, float]
+    steps: int
+    own_psnr: float
+    level_at: int | None
+    said: str = ""
+
+
+Event = Begun | Frame | Ended
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A prior and an image ``(height, width, channels)``; `seed` is the ordinary start's."""
+
+    checkpoint: Path
+    evidence: Mapping[str, Any] | None
+    pixels: Array
+    steps: int = 100
+    seed: int = 0
+
+
+@dataclass
+class _Run:
+    """One side of a fit on its way."""
+
+    side: Side
+    spec: Spec
+    network: nn.Module
+    routine: AdaptationRoutine
+    ways: Iterator[Parameters]
+    weights: Parameters = field(default_factory=dict)
+    said: str = ""
+
+
+def frame_of(kind: str, card: Mapping[str, Any], reference: str, limits: TryLimits) -> ImageConfig:
+    """Return the size of images that a card's prior is for, by the card alone: nothing is opened.
+
+    Raises:
+        Untriable: images cannot be fitted from it, or not here.
+    """
+    domain, network = card.get("domain"), card.get("network")
+    name = domain["name"] if isinstance(domain, Mapping) else None
+    if kind != "prior" or name != "image" or network is None:
+        what = f"a {kind}" + (f" of the domain {name!r}" if name else "")
+        raise Untriable(
+            f"{reference} is {what}: live fits start from priors of the domain 'image'; for others there is "
+            "`metainit fit`"
+        )
+    config = ImageConfig.model_validate(domain["arguments"]) if domain else ImageConfig()
+    if max(config.height, config.width) > limits.side:
+        raise Untriable(
+            f"{reference} is for images of {config.height}x{config.width} pixels, live fits are of at most "
+            f"{limits.side} a side: use `metainit fit`"
+        )
+    if config.channels not in (1, 3):
+        raise Untriable(f"{reference} is for images of {config.channels} channels, live fits are of 1 or 3")
+    return config
+
+
+def fit_live(trial: Trial, limits: TryLimits, wanted: Callable[[], bool]) -> Iterator[Event]:
+    """Fit an image from a prior and from the ordinary start, and yield what there is to see.
+
+    The prior takes its card's routine, and Adam after that; the ordinary start takes Adam, with the step size
+    that evidence found best for it where there is evidence. Ends early, with what it has, after
+    `limits.seconds`.
+
+    Args:
+        trial: what to fit.
+        limits: what it may cost.
+        wanted: asked before each step.
+
+    Raises:
+        Untriable: the prior cannot be used for images.
+        DataError: the image is not of the prior's size.
+        Stopped: `wanted` said no.
+    """
+    began = time.monotonic()
+    prior = load(trial.checkpoint)
+    card = prior.card
+    if not isinstance(prior, Prior) or card.network is None or card.domain is None or card.routine is None:
+        raise Untriable(f"{card.name!r} is no prior with a network, a domain and an adaptation routine")
+    config = ImageConfig.model_validate(card.domain.arguments)
+    domain = ImageDomain(ImageConfig(height=config.height, width=config.width, channels=config.channels), [])
+    batch = domain.measured(torch.from_numpy(trial.pixels)[None])
+    step_size, tuned = ordinary_step_size(card.network, trial.evidence)
+    taking_over = card.routine.continuation or Continuation(step_size=step_size)
+    routine = card.routine.model_copy(update={"continuation": taking_over, "minibatch": None})
+    adam = AdaptationRoutine(optimizer="adam", steps=trial.steps, step_size=step_size)
+    ordinary = ordinary_start(card.network)
+    made = {
+        "prior": prepare_start(prior, trial.steps, routine),
+        "ordinary": prepare_start(load(ordinary), trial.steps, adam, card.network, trial.seed),
+    }
+    losses: dict[Side, TaskLosses] = {}
+    runs: list[_Run] = []
+    for side in SIDES:
+        prepared = made[side]
+        if sum(p.numel() for p in prepared.network.parameters()) > limits.parameters:
+            raise Untriable(f"{card.name!r} has more than {limits.parameters} parameters: use `metainit fit`")
+        losses[side] = TaskLosses(domain, function_of(prepared.network), batch, batched=False)
+        start = {k: v.detach().clone() for k, v in prepared.network.named_parameters()}
+        ways = trajectory(losses[side], start, prepared.routine, prepared.step_sizes, trial.steps)
+        runs.append(_Run(side, card.network, prepared.network, prepared.routine, ways))
+    yield Begun(
+        size=(config.height, config.width),
+        target=_png(domain.target({k: v[0] for k, v in batch.query.items()})),
+        starts={"prior": card.name, "ordinary": ordinary},
+        routines={
+            "prior": f"{_said(card.routine)}, then {taking_over.optimizer.title()} {taking_over.step_size:g}",
+            "ordinary": f"Adam {step_size:.2g}, {'tuned on held-out tasks' if tuned else 'not tuned'}",
+        },
+        own_steps=card.routine.steps,
+        steps=trial.steps,
+    )
+    seen: dict[Side, dict[int, float]] = {"prior": {}, "ordinary": {}}
+    step = -1
+    late = False
+    while step < trial.steps and not late:
+        step += 1
+        late = time.monotonic() - began > limits.seconds
+        for run in runs:
+            if not wanted():
+                raise Stopped("the fit was stopped, since nobody watches it any more")
+            _advance(run)
+            if run.said:
+                continue
+            if step in SHOWN or step in (trial.steps, card.routine.steps) or late:
+                frame = _frame(run, step, domain, batch)
+                seen[run.side][step] = frame.psnr
+                yield frame
+    own = seen["prior"][max(s for s in seen["prior"] if s <= card.routine.steps)]
+    yield Ended(
+        weights={run.side: _checkpoint(run, card, trial, step) for run in runs},
+        psnr={side: values[max(values)] for side, values in seen.items()},
+        steps=step,
+        own_psnr=own,
+        level_at=next((s for s, v in seen["ordinary"].items() if v >= own), None),
+        said=" ".join(
+            [run.said for run in runs if run.said]
+            + ([f"stopped after {limits.seconds:g} s"] if late and step < trial.steps else [])
+        ),
+    )
+
+
+def ordinary_start(network: Spec) -> str:
+    """Return the name of the analytic start that a network is usually given."""
+    return "siren" if network.name == "siren" else "default"
+
+
+def ordinary_step_size(network: Spec, evidence: Mapping[str, Any] | None) -> tuple[float, bool]:
+    """Return Adam's step size for the ordinary start, and whether evidence says so.
+
+    Evidence holds the best routine of each control for each number of steps: that of the most steps counts.
+    """
+    curves = (evidence or {}).get("curves", [])
+    for curve in curves:
+        if curve.get("source") == ordinary_start(network) and curve.get("role") == "control":
+            found = {
+                int(steps): routine["step_size"]
+                for steps, routine in curve["routine"].items()
+                if isinstance(routine, Mapping) and routine.get("optimizer") == "adam"
+            }
+            if found:
+                return float(found[max(found)]), True
+    return DEFAULT_STEP_SIZE, False
+
+
+def read_pixels(content: bytes, frame: ImageConfig, most_pixels: int) -> Array:
+    """Return the centre of an image file, of a frame's size: float32 ``(height, width, channels)`` in [0, 1].
+
+    Raises:
+        BadImage: the file is no PNG, JPEG or WebP, is damaged, or has more than `most_pixels`.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            across, down = picture.size
+            if across * down > most_pixels:
+                raise BadImage(
+                    f"the image has {across}x{down} pixels, expected at most {most_pixels}: make it smaller"
+                )
+            picture.draft(picture.mode, (2 * frame.width, 2 * frame.height))
+            upright = ImageOps.exif_transpose(picture)
+            small = ImageOps.fit(_plain(upright), (frame.width, frame.height))
+    except UnidentifiedImageError as error:
+        raise BadImage(f"this is no image that can be read: expected {', '.join(FORMATS)}") from error
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+        raise BadImage(f"the image cannot be read: {str(error).splitlines()[0][:200]}") from error
+    # What is transparent becomes white, as on a page.
+    flat = Image.new("RGBA", small.size, "white")
+    flat.alpha_composite(small.convert("RGBA"))
+    return as_pixels(np.asarray(flat.convert("L" if frame.channels == 1 else "RGB")), "image")
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """Return an image in a mode that can be resized; 16 bits become 8, a palette may hide transparency."""
+    if picture.mode.startswith("I"):
+        return Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
+    return picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGBA")
+
+
+def thumbnail(path: Path, side: int) -> bytes:
+    """Return a square PNG of the centre of an image file."""
+    with Image.open(path) as picture:
+        small = ImageOps.fit(picture.convert("RGB"), (side, side))
+    stream = io.BytesIO()
+    small.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def _advance(run: _Run) -> None:
+    """Take a step; one that diverges leaves the weights that were."""
+    if run.said:
+        return
+    try:
+        weights = next(run.ways)
+    except DivergenceError as error:
+        run.said = f"{run.side}: {error}."
+        return
+    if all(bool(torch.isfinite(v).all()) for v in weights.values()):
+        run.weights = {k: v.detach() for k, v in weights.items()}
+    else:
+        run.said = f"{run.side}: the weights are no longer finite."
+
+
+def _frame(run: _Run, step: int, domain: ImageDomain, batch: Any) -> Frame:
+    query = {k: v[0] for k, v in batch.query.items()}
+    with torch.no_grad():
+        rendered = domain.render(function_of(run.network)(run.weights), query, batch.shared)
+        psnr = domain.metrics(rendered, query, ["psnr"])["psnr"]
+    return Frame(run.side, step, round(psnr, 2) if math.isfinite(psnr) else 0.0, _png(rendered))
+
+
+def _png(picture: Tensor) -> str:
+    values = (picture.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    stream = io.BytesIO()
+    Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values).save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _said(routine: AdaptationRoutine) -> str:
+    steps = f"{routine.steps} step" + ("" if routine.steps == 1 else "s")
+    learned = (
+        "learned step sizes" if routine.per_parameter or routine.per_tensor else f"{routine.step_size:g}"
+    )
+    return f"{steps} of {routine.optimizer.upper() if routine.optimizer == 'sgd' else 'Adam'}, {learned}"
+
+
+def _checkpoint(run: _Run, prior: Card, trial: Trial, steps: int) -> bytes:
+    start = prior.name if run.side == "prior" else ordinary_start(run.spec)
+    card = Card(
+        kind="weights",
+        name="fit",
+        method=Method(name=f"fit from {start}"),
+        network=run.spec,
+        domain=prior.domain,
+        provenance=Provenance(
+            recipe={"start": start, "digest": prior.digest if run.side == "prior" else "", "steps": steps},
+            seeds=[trial.seed],
+        ),
+    )
+    return to_bytes({**dict(run.network.named_buffers()), **run.weights}, card)
