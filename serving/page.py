@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from importlib.resources.abc import Traversable
+from pathlib import PurePath
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -34,37 +33,29 @@ HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
-    "vary": "Accept, Accept-Encoding",
+    "vary": "Accept",
 }
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A file of the page: its bytes as they are and compressed, and their entity tag."""
+    """A file of the page, and its entity tag."""
 
     content: bytes
-    compressed: bytes
     media_type: str
     tag: str
 
     @classmethod
     def of(cls, content: bytes, name: str) -> Asset:
         """Prepare a file to be sent."""
-        media_type = MEDIA_TYPES[name[name.rindex(".") :]]
-        tag = hashlib.sha256(content).hexdigest()[:32]
-        return cls(content, gzip.compress(content, 9, mtime=0), media_type, tag)
+        return cls(content, MEDIA_TYPES[PurePath(name).suffix], hashlib.sha256(content).hexdigest()[:32])
 
     def answer(self, request: Request, caching: str) -> Response:
         """Send the file, or say that the client's is still right."""
-        zipped = "gzip" in request.headers.get("accept-encoding", "")
-        # Strong tags tell encodings apart.
-        tag = f"{self.tag}-gzip" if zipped else self.tag
-        headers = {**HEADERS, "cache-control": caching, "etag": f'"{tag}"'}
-        if matches(request.headers.get("if-none-match"), tag):
+        headers = {**HEADERS, "cache-control": caching, "etag": f'"{self.tag}"'}
+        if matches(request.headers.get("if-none-match"), self.tag):
             return Response(status_code=304, headers=headers)
-        if zipped:
-            headers["content-encoding"] = "gzip"
-        return Response(self.compressed if zipped else self.content, 200, headers, self.media_type)
+        return Response(self.content, 200, headers, self.media_type)
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,7 @@ class Page:
     def load(cls) -> Page:
         """Read the files that come with the package."""
         folder = files("serving") / "web"
-        found = {name: content for name, content in _read(folder)}
+        found = {f.name: f.read_bytes() for f in folder.iterdir() if PurePath(f.name).suffix in MEDIA_TYPES}
         total = hashlib.sha256()
         for name, content in sorted(found.items()):
             total.update(f"{name}\0{len(content)}\0".encode() + content)
@@ -106,9 +97,3 @@ def page_routes(page: Page) -> APIRouter:
         return found.answer(request, IMMUTABLE if version == page.version else REVALIDATE)
 
     return router
-
-
-def _read(folder: Traversable) -> list[tuple[str, bytes]]:
-    return [
-        (item.name, item.read_bytes()) for item in folder.iterdir() if item.name.endswith((*MEDIA_TYPES,))
-    ]

@@ -57,9 +57,10 @@ class Stopped(EndpointError):
 class TryLimits:
     """What a live fit may cost.
 
-    `body_bytes` and `pixels` of the image that is sent, `side` of what is fitted, `parameters` of the network,
-    `steps` and `seconds` of a fit, `waiting` fits at once (one is computed, the others wait), `kept` fits that
-    have ended and can still be asked for, `patience`: seconds that a fit goes on with nobody watching.
+    `body_bytes` and `pixels` of the image that is sent, `side` of what is fitted, `parameters` of the
+    network, `steps` and `seconds` of a fit, `waiting` fits at once (one is computed, the others wait), `kept`
+    fits that have ended and can still be asked for, `patience`: seconds that a fit goes on with nobody
+    watching.
     """
 
     body_bytes: int = 8 << 20

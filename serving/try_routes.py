@@ -93,9 +93,9 @@ def tries_routes(tries: Tries, find: Find) -> APIRouter:
     ) -> Response:
         """Fit an image from a prior and from the ordinary start; the body is a PNG, JPEG or WebP.
 
-        202 and the Location of the fit, whose events follow it. With `Accept: text/event-stream` the answer is
-        those events themselves, and the fit ends when the client leaves: that needs no second request, which
-        another replica might get.
+        202 and the Location of the fit, whose events follow it. With `Accept: text/event-stream` the answer
+        is those events themselves, and the fit ends when the client leaves: that needs no second request,
+        which another replica might get.
         """
         one = await begin(request, init, sample, steps)
         base = _Base(answers.base_of(request))
@@ -121,9 +121,9 @@ def tries_routes(tries: Tries, find: Find) -> APIRouter:
     async def events(request: Request, identity: str) -> Response:
         """The events of a live fit from its begin on, or from behind Last-Event-ID.
 
-        `begin`: sizes, the image as it is fitted, both routines. `frame`: one start after some steps: PSNR in
-        dB and a picture. `end`: the checksums of both fitted weights, which are blobs. `problem`: why there is
-        no more.
+        `begin`: sizes, the image as it is fitted, both routines. `frame`: one start after some steps: PSNR
+        in dB and a picture. `end`: the checksums of both fitted weights, which are blobs. `problem`: why
+        there is no more.
         """
         one = tries.find(identity)
         seen = request.headers.get("last-event-id", "")

@@ -31,6 +31,7 @@ from serving.tries import BadImage, Stopped, TryLimits, Untriable
 Side = Literal["prior", "ordinary"]
 SIDES: tuple[Side, Side] = ("prior", "ordinary")
 FORMATS = ("PNG", "JPEG", "WEBP")
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
 DEFAULT_STEP_SIZE = 1e-3
 """Of Adam from the ordinary start, where no evidence says what is best for it."""
 SHOWN = (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80, 100, 128, 160, 200)
@@ -175,7 +176,7 @@ def fit_live(trial: Trial, limits: TryLimits, wanted: Callable[[], bool]) -> Ite
         target=_png(domain.target({k: v[0] for k, v in batch.query.items()})),
         starts={"prior": card.name, "ordinary": ordinary},
         routines={
-            "prior": f"{_said(card.routine)}, then {taking_over.optimizer.title()} {taking_over.step_size:g}",
+            "prior": f"{_said(card.routine)}, then {OPTIMIZERS[taking_over.optimizer]} {taking_over.step_size:g}",
             "ordinary": f"Adam {step_size:.2g}, {'tuned on held-out tasks' if tuned else 'not tuned'}",
         },
         own_steps=card.routine.steps,
@@ -308,10 +309,9 @@ def _png(picture: Tensor) -> str:
 
 def _said(routine: AdaptationRoutine) -> str:
     steps = f"{routine.steps} step" + ("" if routine.steps == 1 else "s")
-    learned = (
-        "learned step sizes" if routine.per_parameter or routine.per_tensor else f"{routine.step_size:g}"
-    )
-    return f"{steps} of {routine.optimizer.upper() if routine.optimizer == 'sgd' else 'Adam'}, {learned}"
+    learned = bool(routine.per_parameter or routine.per_tensor)
+    size = "learned step sizes" if learned else f"{routine.step_size:g}"
+    return f"{steps} of {OPTIMIZERS[routine.optimizer]}, {size}"
 
 
 def _checkpoint(run: _Run, prior: Card, trial: Trial, steps: int) -> bytes:
