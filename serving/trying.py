@@ -176,7 +176,7 @@ def fit_live(trial: Trial, limits: TryLimits, wanted: Callable[[], bool]) -> Ite
         target=_png(domain.target({k: v[0] for k, v in batch.query.items()})),
         starts={"prior": card.name, "ordinary": ordinary},
         routines={
-            "prior": f"{_said(card.routine)}, then {OPTIMIZERS[taking_over.optimizer]} {taking_over.step_size:g}",
+            "prior": f"{_said(card.routine)}, then {_constant(taking_over)}",
             "ordinary": f"Adam {step_size:.2g}, {'tuned on held-out tasks' if tuned else 'not tuned'}",
         },
         own_steps=card.routine.steps,
@@ -305,6 +305,10 @@ def _png(picture: Tensor) -> str:
     stream = io.BytesIO()
     Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values).save(stream, "PNG")
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _constant(continuation: Continuation) -> str:
+    return f"{OPTIMIZERS[continuation.optimizer]} {continuation.step_size:g}"
 
 
 def _said(routine: AdaptationRoutine) -> str:
