@@ -47,7 +47,7 @@ def tries_routes(tries: Tries, find: Find) -> APIRouter:
 
     async def begin(request: Request, init: str, sample: str | None, steps: int) -> Try:
         """Check what was asked for, decode the image, and begin."""
-        from serving import trying
+        from serving import image_files, trying
 
         entry = await find(Reference.parse(init))
         facts, limits = entry.facts, tries.limits
@@ -59,7 +59,7 @@ def tries_routes(tries: Tries, find: Find) -> APIRouter:
         else:
             content = await anyio.to_thread.run_sync(lambda: sample_file(sample).read_bytes())
         async with decoding:
-            pixels = await anyio.to_thread.run_sync(trying.read_pixels, content, frame, limits.pixels)
+            pixels = await anyio.to_thread.run_sync(image_files.read_pixels, content, frame, limits.pixels)
         return tries.start(entry, trying.Trial(entry.blob, entry.evidence, pixels, min(steps, limits.steps)))
 
     @router.get("")
@@ -79,7 +79,7 @@ def tries_routes(tries: Tries, find: Find) -> APIRouter:
     @router.get("/samples/{name}", response_class=Response)
     async def sample_picture(name: str) -> Response:
         """A small picture of a sample."""
-        from serving.trying import thumbnail
+        from serving.image_files import thumbnail
 
         content = await anyio.to_thread.run_sync(lambda: thumbnail(sample_file(name), THUMBNAIL))
         return Response(content, media_type="image/png", headers={"cache-control": DAY})

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor, nn
+from torch import Tensor
 
 from metainit.adaptation import trajectory
 from metainit.card import AdaptationRoutine, Card, Continuation, Method, Provenance, Spec
 from metainit.checkpoint import to_bytes
+from metainit.domains.base import TaskBatch
 from metainit.domains.image import ImageConfig, ImageDomain
-from metainit.domains.images import Array, as_pixels
+from metainit.domains.images import Array
 from metainit.errors import DivergenceError
-from metainit.fitting.base import prepare_start
+from metainit.fitting.base import Prepared, prepare_start
 from metainit.initialization import Prior, load
 from metainit.meta.state import Parameters, TaskLosses
 from metainit.networks import function_of
-from serving.tries import BadImage, Stopped, TryLimits, Untriable
+from serving.image_files import data_url
+from serving.tries import Stopped, TryLimits, Untriable
 
 Side = Literal["prior", "ordinary"]
 SIDES: tuple[Side, Side] = ("prior", "ordinary")
-FORMATS = ("PNG", "JPEG", "WEBP")
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
 DEFAULT_STEP_SIZE = 1e-3
 """Of Adam from the ordinary start, where no evidence says what is best for it."""
@@ -91,15 +87,24 @@ class Trial:
 
 @dataclass
 class _Run:
-    """One side of a fit on its way."""
+    """One side of a fit on its way; `said` is why it goes no further."""
 
     side: Side
-    spec: Spec
-    network: nn.Module
-    routine: AdaptationRoutine
+    prepared: Prepared
     ways: Iterator[Parameters]
     weights: Parameters = field(default_factory=dict)
     said: str = ""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A fit that is set up: the prior's card, the image as a task, and both sides."""
+
+    card: Card
+    domain: ImageDomain
+    batch: TaskBatch
+    begun: Begun
+    runs: tuple[_Run, ...]
 
 
 def frame_of(kind: str, card: Mapping[str, Any], reference: str, limits: TryLimits) -> ImageConfig:
@@ -145,6 +150,39 @@ def fit_live(trial: Trial, limits: TryLimits, wanted: Callable[[], bool]) -> Ite
         Stopped: `wanted` said no.
     """
     began = time.monotonic()
+    plan = _planned(trial, limits)
+    yield plan.begun
+    own = plan.begun.own_steps
+    seen: dict[Side, dict[int, float]] = {side: {} for side in SIDES}
+    step, late = -1, False
+    while step < trial.steps and not late:
+        step += 1
+        late = time.monotonic() - began > limits.seconds
+        shown = late or step in SHOWN or step in (own, trial.steps)
+        for run in plan.runs:
+            if not wanted():
+                raise Stopped("the fit was stopped, since nobody watches it any more")
+            _advance(run)
+            if shown and not run.said:
+                frame = _frame(run, step, plan)
+                seen[run.side][step] = frame.psnr
+                yield frame
+    reached = seen["prior"][max(s for s in seen["prior"] if s <= own)]
+    said = [run.said for run in plan.runs if run.said]
+    if late and step < trial.steps:
+        said.append(f"Stopped after {limits.seconds:g} s, at step {step}.")
+    yield Ended(
+        weights={run.side: _checkpoint(run, plan.card, trial, step) for run in plan.runs},
+        psnr={side: values[max(values)] for side, values in seen.items()},
+        steps=step,
+        own_psnr=reached,
+        level_at=next((s for s, v in seen["ordinary"].items() if v >= reached), None),
+        said=" ".join(said),
+    )
+
+
+def _planned(trial: Trial, limits: TryLimits) -> _Plan:
+    """Load the prior, fill both networks, and set both ways out, without a step on them."""
     prior = load(trial.checkpoint)
     card = prior.card
     if not isinstance(prior, Prior) or card.network is None or card.domain is None or card.routine is None:
@@ -153,63 +191,41 @@ def fit_live(trial: Trial, limits: TryLimits, wanted: Callable[[], bool]) -> Ite
     domain = ImageDomain(ImageConfig(height=config.height, width=config.width, channels=config.channels), [])
     batch = domain.measured(torch.from_numpy(trial.pixels)[None])
     step_size, tuned = ordinary_step_size(card.network, trial.evidence)
-    taking_over = card.routine.continuation or Continuation(step_size=step_size)
-    routine = card.routine.model_copy(update={"continuation": taking_over, "minibatch": None})
+    then = card.routine.continuation or Continuation(step_size=step_size)
+    # All pixels are the support, whatever share of them the prior was taught with.
+    routine = card.routine.model_copy(update={"continuation": then, "minibatch": None})
     adam = AdaptationRoutine(optimizer="adam", steps=trial.steps, step_size=step_size)
     ordinary = ordinary_start(card.network)
-    made = {
+    made: dict[Side, Prepared] = {
         "prior": prepare_start(prior, trial.steps, routine),
         "ordinary": prepare_start(load(ordinary), trial.steps, adam, card.network, trial.seed),
     }
-    losses: dict[Side, TaskLosses] = {}
-    runs: list[_Run] = []
-    for side in SIDES:
-        prepared = made[side]
-        if sum(p.numel() for p in prepared.network.parameters()) > limits.parameters:
-            raise Untriable(f"{card.name!r} has more than {limits.parameters} parameters: use `metainit fit`")
-        losses[side] = TaskLosses(domain, function_of(prepared.network), batch, batched=False)
-        start = {k: v.detach().clone() for k, v in prepared.network.named_parameters()}
-        ways = trajectory(losses[side], start, prepared.routine, prepared.step_sizes, trial.steps)
-        runs.append(_Run(side, card.network, prepared.network, prepared.routine, ways))
-    yield Begun(
+    parameters = sum(p.numel() for p in made["prior"].network.parameters())
+    if parameters > limits.parameters:
+        raise Untriable(
+            f"{card.name!r} has {parameters} parameters, live fits are of at most {limits.parameters}: use "
+            "`metainit fit`"
+        )
+    begun = Begun(
         size=(config.height, config.width),
-        target=_png(domain.target({k: v[0] for k, v in batch.query.items()})),
+        target=data_url(domain.target({k: v[0] for k, v in batch.query.items()})),
         starts={"prior": card.name, "ordinary": ordinary},
         routines={
-            "prior": f"{_said(card.routine)}, then {_constant(taking_over)}",
+            "prior": f"{_said(card.routine)}, then {_constant(then)}",
             "ordinary": f"Adam {step_size:.2g}, {'tuned on held-out tasks' if tuned else 'not tuned'}",
         },
         own_steps=card.routine.steps,
         steps=trial.steps,
     )
-    seen: dict[Side, dict[int, float]] = {"prior": {}, "ordinary": {}}
-    step = -1
-    late = False
-    while step < trial.steps and not late:
-        step += 1
-        late = time.monotonic() - began > limits.seconds
-        for run in runs:
-            if not wanted():
-                raise Stopped("the fit was stopped, since nobody watches it any more")
-            _advance(run)
-            if run.said:
-                continue
-            if step in SHOWN or step in (trial.steps, card.routine.steps) or late:
-                frame = _frame(run, step, domain, batch)
-                seen[run.side][step] = frame.psnr
-                yield frame
-    own = seen["prior"][max(s for s in seen["prior"] if s <= card.routine.steps)]
-    yield Ended(
-        weights={run.side: _checkpoint(run, card, trial, step) for run in runs},
-        psnr={side: values[max(values)] for side, values in seen.items()},
-        steps=step,
-        own_psnr=own,
-        level_at=next((s for s, v in seen["ordinary"].items() if v >= own), None),
-        said=" ".join(
-            [run.said for run in runs if run.said]
-            + ([f"stopped after {limits.seconds:g} s"] if late and step < trial.steps else [])
-        ),
-    )
+    runs = tuple(_run(side, made[side], domain, batch, trial.steps) for side in SIDES)
+    return _Plan(card, domain, batch, begun, runs)
+
+
+def _run(side: Side, prepared: Prepared, domain: ImageDomain, batch: TaskBatch, steps: int) -> _Run:
+    losses = TaskLosses(domain, function_of(prepared.network), batch, batched=False)
+    start = {k: v.detach().clone() for k, v in prepared.network.named_parameters()}
+    ways = trajectory(losses, start, prepared.routine, prepared.step_sizes, steps)
+    return _Run(side, prepared, ways)
 
 
 def ordinary_start(network: Spec) -> str:
@@ -235,48 +251,6 @@ def ordinary_step_size(network: Spec, evidence: Mapping[str, Any] | None) -> tup
     return DEFAULT_STEP_SIZE, False
 
 
-def read_pixels(content: bytes, frame: ImageConfig, most_pixels: int) -> Array:
-    """Return the centre of an image file, of a frame's size: float32 ``(height, width, channels)`` in [0, 1].
-
-    Raises:
-        BadImage: the file is no PNG, JPEG or WebP, is damaged, or has more than `most_pixels`.
-    """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            across, down = picture.size
-            if across * down > most_pixels:
-                raise BadImage(
-                    f"the image has {across}x{down} pixels, expected at most {most_pixels}: make it smaller"
-                )
-            picture.draft(picture.mode, (2 * frame.width, 2 * frame.height))
-            upright = ImageOps.exif_transpose(picture)
-            small = ImageOps.fit(_plain(upright), (frame.width, frame.height))
-    except UnidentifiedImageError as error:
-        raise BadImage(f"this is no image that can be read: expected {', '.join(FORMATS)}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
-        raise BadImage(f"the image cannot be read: {str(error).splitlines()[0][:200]}") from error
-    # What is transparent becomes white, as on a page.
-    flat = Image.new("RGBA", small.size, "white")
-    flat.alpha_composite(small.convert("RGBA"))
-    return as_pixels(np.asarray(flat.convert("L" if frame.channels == 1 else "RGB")), "image")
-
-
-def _plain(picture: Image.Image) -> Image.Image:
-    """Return an image in a mode that can be resized; 16 bits become 8, a palette may hide transparency."""
-    if picture.mode.startswith("I"):
-        return Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
-    return picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGBA")
-
-
-def thumbnail(path: Path, side: int) -> bytes:
-    """Return a square PNG of the centre of an image file."""
-    with Image.open(path) as picture:
-        small = ImageOps.fit(picture.convert("RGB"), (side, side))
-    stream = io.BytesIO()
-    small.save(stream, "PNG", optimize=True)
-    return stream.getvalue()
-
-
 def _advance(run: _Run) -> None:
     """Take a step; one that diverges leaves the weights that were."""
     if run.said:
@@ -292,19 +266,13 @@ def _advance(run: _Run) -> None:
         run.said = f"{run.side}: the weights are no longer finite."
 
 
-def _frame(run: _Run, step: int, domain: ImageDomain, batch: Any) -> Frame:
-    query = {k: v[0] for k, v in batch.query.items()}
+def _frame(run: _Run, step: int, plan: _Plan) -> Frame:
+    query = {k: v[0] for k, v in plan.batch.query.items()}
     with torch.no_grad():
-        rendered = domain.render(function_of(run.network)(run.weights), query, batch.shared)
-        psnr = domain.metrics(rendered, query, ["psnr"])["psnr"]
-    return Frame(run.side, step, round(psnr, 2) if math.isfinite(psnr) else 0.0, _png(rendered))
-
-
-def _png(picture: Tensor) -> str:
-    values = (picture.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    stream = io.BytesIO()
-    Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values).save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+        predict = function_of(run.prepared.network)(run.weights)
+        rendered = plan.domain.render(predict, query, plan.batch.shared)
+        psnr = plan.domain.metrics(rendered, query, ["psnr"])["psnr"]
+    return Frame(run.side, step, round(psnr, 2), data_url(rendered))
 
 
 def _constant(continuation: Continuation) -> str:
@@ -319,16 +287,15 @@ def _said(routine: AdaptationRoutine) -> str:
 
 
 def _checkpoint(run: _Run, prior: Card, trial: Trial, steps: int) -> bytes:
-    start = prior.name if run.side == "prior" else ordinary_start(run.spec)
+    start = run.prepared.start.card
     card = Card(
         kind="weights",
         name="fit",
-        method=Method(name=f"fit from {start}"),
-        network=run.spec,
+        method=Method(name=f"fit from {start.name}"),
+        network=run.prepared.spec,
         domain=prior.domain,
         provenance=Provenance(
-            recipe={"start": start, "digest": prior.digest if run.side == "prior" else "", "steps": steps},
-            seeds=[trial.seed],
+            recipe={"start": start.name, "digest": start.digest, "steps": steps}, seeds=[trial.seed]
         ),
     )
-    return to_bytes({**dict(run.network.named_buffers()), **run.weights}, card)
+    return to_bytes({**dict(run.prepared.network.named_buffers()), **run.weights}, card)

@@ -98,7 +98,8 @@ function headline(found) {
   if (!measured(found)) return h("p", { class: "headline none" }, "No evidence yet.");
   const after = `after ${plural(found.steps, "step")}`;
   return h("div", { class: `headline ${sure(found) ? "sure" : "unsure"}` },
-    h("p", { class: "gain" }, h("strong", {}, gain(found.metric, found.gain)), " ", h("span", {}, `${after}, 95 % ${interval(found.metric, found.low, found.high)}`)),
+    h("p", { class: "gain" }, h("span", {}, h("strong", {}, gain(found.metric, found.gain)), ` ${after}`),
+      h("span", { class: "interval-text", title: "95 % interval" }, interval(found.metric, found.low, found.high))),
     dumbbell(found),
     h("p", { class: "versus" }, h("span", { class: "theirs" }, `${found.control.replaceAll("_", " ")} ${value(found.metric, found.control_value)}`), h("span", { class: "ours" }, value(found.metric, found.value))));
 }

@@ -57,7 +57,11 @@ async function show() {
 
 function theme() {
   const button = document.getElementById("theme");
-  const tell = () => { button.textContent = `Theme: ${document.documentElement.dataset.theme ?? "system"}`; };
+  const tell = () => {
+    const now = document.documentElement.dataset.theme ?? "system";
+    button.lastElementChild.textContent = now;
+    button.setAttribute("aria-label", `Theme: ${now}`);
+  };
   button.addEventListener("click", () => {
     const next = THEMES[(THEMES.indexOf(document.documentElement.dataset.theme ?? "system") + 1) % THEMES.length];
     if (next === "system") delete document.documentElement.dataset.theme;

@@ -118,6 +118,8 @@ function resultView() {
   const panels = { prior: panel("prior"), ordinary: panel("ordinary") };
   const target = h("img", { class: "pixels", alt: "The image as the network is to reproduce it" });
   const seen = { prior: { steps: [], mean: [] }, ordinary: { steps: [], mean: [] } };
+  const frames = { prior: [], ordinary: [] };
+  const scrub = scrubber((at) => { for (const side of Object.keys(panels)) panels[side].show(frames[side][Math.min(at, frames[side].length - 1)]); });
   const place = h("div", { class: "live-plot" });
   const said = h("p", { class: "verdict", role: "status" }, "Waiting for the server…");
   const links = h("p", { class: "links" });
@@ -142,6 +144,7 @@ function resultView() {
   new ResizeObserver(redraw).observe(place);
   const element = h("section", { class: "live", "aria-label": "The fit" }, said,
     h("div", { class: "panels" }, h("figure", { class: "target" }, target, h("figcaption", {}, h("strong", {}, "Target"))), panels.prior.element, panels.ordinary.element),
+    scrub.element,
     h("div", { class: "legend", "aria-hidden": "true" }, h("span", { class: "ours" }, "prior"), h("span", { class: "best" }, "ordinary start"), h("span", { class: "unit" }, "PSNR, dB")),
     place, links, facts);
   return {
@@ -154,6 +157,7 @@ function resultView() {
     },
     frame(data) {
       panels[data.side].show(data);
+      frames[data.side].push(data);
       seen[data.side].steps.push(data.step);
       seen[data.side].mean.push(data.psnr);
       redraw();
@@ -169,11 +173,37 @@ function resultView() {
         const name = `fit-from-${side}.safetensors`;
         links.append(h("a", { class: "button", href: address(path), download: name, onclick: (event) => download(event, path, name) }, `${side === "prior" ? "Weights fitted from the prior" : "Weights fitted from the ordinary start"}, ${bytes(kept.size)}`));
       }
+      // The prior's own steps are where the two differ most.
+      scrub.open(seen.prior.steps, seen.prior.steps.indexOf(begun.own_steps));
       element.classList.add("ended");
     },
     stopped() {
       said.textContent = "Stopped.";
       announce("The fit was stopped");
+    },
+  };
+}
+
+/** Goes back and forth among the steps that were shown. */
+function scrubber(show) {
+  const id = fresh("scrub");
+  const told = h("output", { for: id }, "");
+  const range = h("input", { type: "range", id, min: 0, max: 0, step: 1 });
+  const element = h("div", { class: "scrub", hidden: true }, h("label", { for: id }, "Look back"), range, told);
+  return {
+    element,
+    open(steps, at) {
+      const tell = () => {
+        const text = plural(steps[range.value], "step");
+        told.textContent = text;
+        range.setAttribute("aria-valuetext", text);
+        show(Number(range.value));
+      };
+      range.max = String(steps.length - 1);
+      range.value = String(at < 0 ? steps.length - 1 : at);
+      range.addEventListener("input", tell);
+      element.hidden = false;
+      tell();
     },
   };
 }

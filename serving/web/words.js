@@ -31,7 +31,7 @@ export function gain(name, number) {
 
 export function interval(name, low, high) {
   const part = (n) => gain(name, n).replace(/ .*/, "");
-  return `${part(low)} to ${part(high)}`;
+  return `[${part(low)}, ${part(high)}]`;
 }
 
 export function bytes(size) {
