@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from metainit.adaptation import trajectory
 from metainit.card import AdaptationRoutine, Card, Continuation, Method, Provenance, Spec
