@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from metainit import checkpoint
+from metainit.domains.grid import pixel_grid
 from metainit.domains.image import ImageConfig
 from metainit.initialization import from_file
 from metainit.networks import build
@@ -42,6 +43,9 @@ def encoded(values: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
     return stream.getvalue()
 
 
+BLACK = np.zeros((32, 32, 3), np.uint8)
+
+
 def test_a_fit_shows_both_starts_and_keeps_what_it_ends_with(trial: Trial, tmp_path: Path) -> None:
     begun, *frames, ended = list(fit_live(trial, LIMITS, lambda: True))
     assert isinstance(begun, Begun) and isinstance(ended, Ended)
@@ -59,8 +63,6 @@ def test_a_fit_shows_both_starts_and_keeps_what_it_ends_with(trial: Trial, tmp_p
         path = tmp_path / f"{side}.safetensors"
         path.write_bytes(ended.weights[side])
         network = from_file(path).init_(build(NETWORK))
-        from metainit.domains.grid import pixel_grid
-
         with torch.no_grad():
             drawn = network(pixel_grid(SIDE, SIDE)).clamp(0, 1).reshape(SIDE, SIDE, 3).numpy()
         error = float(np.square(drawn - trial.pixels).mean())
@@ -146,9 +148,9 @@ def test_grey_transparent_and_deep_images_are_read() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no image", encoded(np.zeros((32, 32, 3), np.uint8))[:60], encoded(np.zeros((2, 2, 3), np.uint8), "GIF")],
+    [b"", b"no image", encoded(BLACK)[:60], encoded(BLACK, "GIF")],
     ids=["empty", "text", "cut off", "another format"],
-)  # fmt: skip
+)
 def test_what_is_no_image_is_refused(content: bytes) -> None:
     with pytest.raises(BadImage):
         read_pixels(content, FRAME, LIMITS.pixels)

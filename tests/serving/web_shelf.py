@@ -14,6 +14,7 @@ from PIL import Image
 
 from metainit import init_
 from metainit.card import AdaptationRoutine, Card, Continuation, DataSource, Method, Provenance, Spec
+from metainit.domains.grid import pixel_grid
 from metainit.domains.image import ImageConfig
 from metainit.evidence.record import Series, Subject, assembled
 from metainit.networks import build
@@ -31,8 +32,6 @@ class WebShelf(Shelf):
 
     def add_prior(self, name: str, *aliases: str, gain: float = 6.0, domain: str = "image") -> str:
         """Register a prior that has seen the sample called chelsea, and return its SHA-256."""
-        from metainit.domains.grid import pixel_grid
-
         frame = ImageConfig(height=SIDE, width=SIDE)
         truth = torch.from_numpy(read_pixels(sample_file("chelsea").read_bytes(), frame, 10**8)).reshape(
             -1, 3
