@@ -110,6 +110,7 @@ function plate(item) {
   if (!found) return h("div", { class: "plate sketch", "aria-hidden": "true" }, sketch(item.name));
   const image = h("img", { alt: "", loading: "lazy", decoding: "async" });
   const frame = h("div", { class: "plate" }, image);
+  image.addEventListener("load", () => image.classList.toggle("tall", image.naturalHeight > image.naturalWidth));
   image.addEventListener("error", () => { frame.replaceChildren(sketch(item.name)); frame.classList.add("sketch"); }, { once: true });
   picture(image, `${initPath(item.name, item.default)}/pictures/${encodeURIComponent(found.id)}`);
   return frame;
