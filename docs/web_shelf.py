@@ -18,15 +18,15 @@ from pipelines.registry import Registry
 from pipelines.tracking import MlflowSink
 from pipelines.train import train
 
-SHORT = ("outer.steps=300", "evidence.tasks=24", "validate_every=1000", "checkpoint_every=1000")
+SHORT = ("evidence.tasks=24", "validate_every=1000", "checkpoint_every=150")
+SMALL = ("evidence.tasks=12", "validate_every=1000")
 SHOWN = (
-    ("digits", (*SHORT, "evidence.seeds=[0,1,2]")),
-    ("ct-phantoms-debug", ("evidence.tasks=8",)),
-    ("seg-synth-debug", ()),
-    ("ghn-digits-debug", ()),
-    ("image-photos-debug", ("outer.steps=60", "evidence.tasks=16")),
+    ("digits", (*SHORT, "outer.steps=300", "evidence.seeds=[0,1,2]")),
+    ("ct-phantoms-debug", (*SMALL, "name=ct-phantoms-16px", "outer.steps=300")),
+    ("seg-synth-debug", (*SMALL, "name=seg-synth-16px")),
+    ("ghn-digits-debug", ("name=ghn-digits-small",)),
     ("image-photos", (*SHORT, "outer.steps=60", "evidence.seeds=[0]", "evidence.tasks=16")),
-    ("image-photos", (*SHORT, "outer.steps=450", "checkpoint_every=150")),
+    ("image-photos", (*SHORT, "outer.steps=450")),
 )
 """Recipes and their settings, one version each, in the order in which they are registered."""
 
