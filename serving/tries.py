@@ -9,7 +9,7 @@ import logging
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -161,7 +161,7 @@ class Tries:
         """Make a fit end at its next step."""
         one.unwanted.set()
 
-    async def watch(self, one: Try, after: int = 0) -> AsyncIterator[tuple[int, str, dict[str, Any]]]:
+    async def watch(self, one: Try, after: int = 0) -> AsyncGenerator[tuple[int, str, dict[str, Any]]]:
         """Iterate over the events of a fit from number `after` on, until it is over.
 
         A fit that nobody watches any more is stopped after a while.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 
 from metainit.adaptation import trajectory
 from metainit.card import AdaptationRoutine, Card, Continuation, Method, Provenance, Spec
@@ -17,6 +18,7 @@ from metainit.domains.base import TaskBatch
 from metainit.domains.image import ImageConfig, ImageDomain
 from metainit.domains.images import Array
 from metainit.errors import DivergenceError
+from metainit.evidence.record import EvidenceRecord
 from metainit.fitting.base import Prepared, prepare_start
 from metainit.initialization import Prior, load
 from metainit.meta.state import Parameters, TaskLosses
@@ -26,6 +28,7 @@ from serving.tries import Stopped, TryLimits, Untriable
 
 Side = Literal["prior", "ordinary"]
 SIDES: tuple[Side, Side] = ("prior", "ordinary")
+SIZES = ("height", "width", "channels")
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
 DEFAULT_STEP_SIZE = 1e-3
 """Of Adam from the ordinary start, where no evidence says what is best for it."""
@@ -114,13 +117,13 @@ def frame_of(kind: str, card: Mapping[str, Any], reference: str, limits: TryLimi
     """
     domain, network = card.get("domain"), card.get("network")
     name = domain["name"] if isinstance(domain, Mapping) else None
-    if kind != "prior" or name != "image" or network is None:
+    if kind != "prior" or name != "image" or domain is None or network is None:
         what = f"a {kind}" + (f" of the domain {name!r}" if name else "")
         raise Untriable(
             f"{reference} is {what}: live fits start from priors of the domain 'image'; for others there is "
             "`metainit fit`"
         )
-    config = ImageConfig.model_validate(domain["arguments"]) if domain else ImageConfig()
+    config = _sizes(domain["arguments"])
     if max(config.height, config.width) > limits.side:
         raise Untriable(
             f"{reference} is for images of {config.height}x{config.width} pixels, live fits are of at most "
@@ -129,6 +132,11 @@ def frame_of(kind: str, card: Mapping[str, Any], reference: str, limits: TryLimi
     if config.channels not in (1, 3):
         raise Untriable(f"{reference} is for images of {config.channels} channels, live fits are of 1 or 3")
     return config
+
+
+def _sizes(arguments: Mapping[str, Any]) -> ImageConfig:
+    """Return the sizes of a domain, and nothing of where its images came from."""
+    return ImageConfig.model_validate({k: arguments[k] for k in SIZES if k in arguments})
 
 
 def fit_live(trial: Trial, limits: TryLimits, wanted: Callable[[], bool]) -> Iterator[Event]:
@@ -186,8 +194,8 @@ def _planned(trial: Trial, limits: TryLimits) -> _Plan:
     card = prior.card
     if not isinstance(prior, Prior) or card.network is None or card.domain is None or card.routine is None:
         raise Untriable(f"{card.name!r} is no prior with a network, a domain and an adaptation routine")
-    config = ImageConfig.model_validate(card.domain.arguments)
-    domain = ImageDomain(ImageConfig(height=config.height, width=config.width, channels=config.channels), [])
+    config = _sizes(card.domain.arguments)
+    domain = ImageDomain(config, [])
     batch = domain.measured(torch.from_numpy(trial.pixels)[None])
     step_size, tuned = ordinary_step_size(card.network, trial.evidence)
     then = card.routine.continuation or Continuation(step_size=step_size)
@@ -237,12 +245,15 @@ def ordinary_step_size(network: Spec, evidence: Mapping[str, Any] | None) -> tup
 
     Evidence holds the best routine of each control for each number of steps: that of the most steps counts.
     """
-    curves = (evidence or {}).get("curves", [])
+    try:
+        curves = EvidenceRecord.model_validate(evidence).curves
+    except ValidationError:
+        curves = []  # there is none, or of another kind
     for curve in curves:
-        if curve.get("source") == ordinary_start(network) and curve.get("role") == "control":
+        if curve.source == ordinary_start(network) and curve.role == "control":
             found = {
                 int(steps): routine["step_size"]
-                for steps, routine in curve["routine"].items()
+                for steps, routine in curve.routine.items()
                 if isinstance(routine, Mapping) and routine.get("optimizer") == "adam"
             }
             if found:

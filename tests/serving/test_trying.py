@@ -76,7 +76,8 @@ def test_the_same_fit_gives_the_same_bytes(trial: Trial) -> None:
 
 def test_the_ordinary_start_is_tuned_where_evidence_says_how() -> None:
     assert ordinary_step_size(NETWORK, evidence(1.0)) == (3e-3, True)
-    assert ordinary_step_size(NETWORK, None) == (1e-3, False)
+    for without in (None, {}, {"metric": "psnr", "steps": [0, 2]}, {"curves": "none"}):
+        assert ordinary_step_size(NETWORK, without) == (1e-3, False)
 
 
 def test_a_fit_that_takes_too_long_ends_with_what_it_has(trial: Trial) -> None:
@@ -115,7 +116,11 @@ def test_a_side_that_diverges_keeps_its_last_finite_weights(prior: Path, tmp_pat
             {"domain": {"name": "image", "arguments": {"height": 512}}, "network": {}},
             "512x64 pixels",
         ),
-        ("prior", {"domain": {"name": "image", "arguments": {"channels": 5}}, "network": {}}, "5 channels"),
+        (
+            "prior",
+            {"domain": {"name": "image", "arguments": {"channels": 5, "mask_array": "m"}}, "network": {}},
+            "5 channels",
+        ),
     ],
 )
 def test_what_cannot_be_tried_says_why(kind: str, card: dict[str, object], reason: str) -> None:

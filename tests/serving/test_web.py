@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 
@@ -214,6 +215,19 @@ def test_a_fit_can_be_stopped(page: Any, url: str) -> None:
     page.get_by_role("button", name="Stop").click()
     playwright.expect(page.locator(".live .verdict")).to_have_text("Stopped.")
     playwright.expect(page.get_by_role("button", name="Fit")).to_be_enabled()
+
+
+def test_a_fit_ends_when_its_reader_leaves(url: str) -> None:
+    asked = httpx.stream(
+        "POST", f"{url}v1/try?init=faces&sample=chelsea&steps=200", headers={"accept": "text/event-stream"}
+    )
+    with asked as answer:
+        where = url + answer.headers["location"].lstrip("/")
+        next(answer.iter_lines())
+    deadline = time.monotonic() + 30
+    while (state := httpx.get(where).json()["state"]) == "running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert state == "stopped"
 
 
 def test_a_problem_is_told_with_a_way_out(browser: Any, url: str) -> None:
