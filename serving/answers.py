@@ -11,6 +11,7 @@ from serving.cache import Entry
 from serving.catalog import Facts, Init
 from serving.generation import GenerationAnswer
 from serving.prediction import Answer
+from serving.selection import Family, domain_of, family_of, shown
 
 LISTED = 20
 """Newest versions of a name that a list of names holds."""
@@ -29,11 +30,24 @@ class VersionLine(BaseModel):
     headline: dict[str, Any] | None
 
 
+class Picture(BaseModel):
+    """A picture of the evidence."""
+
+    id: str
+    url: str
+
+
 class InitLine(BaseModel):
-    """One name in a list; `default` is the version that the bare name means."""
+    """One name in a list; `default` is the version that the bare name means.
+
+    `family`, `domain` and `pictures` are those of that version, where its files are at hand.
+    """
 
     name: str
     default: int
+    family: Family
+    domain: str | None
+    pictures: list[Picture]
     aliases: dict[str, int]
     versions: list[VersionLine] = Field(description="the newest, and those that an alias means")
     count: int = Field(description="how many versions there are")
@@ -53,13 +67,7 @@ class InitPage(BaseModel):
 
     items: list[InitLine]
     next: str | None = None
-
-
-class Picture(BaseModel):
-    """A picture of the evidence."""
-
-    id: str
-    url: str
+    total: int = Field(description="of all pages")
 
 
 class Pictures(BaseModel):
@@ -182,11 +190,15 @@ def version_line(init: Init, facts: Facts) -> VersionLine:
     )
 
 
-def init_line(init: Init, base: str) -> InitLine:
-    """Describe a name in a list; `base` is the path that the app is mounted at."""
+def init_line(init: Init, base: str, entry: Entry | None) -> InitLine:
+    """Describe a name in a list; `base` is where the app is mounted, `entry` the default version."""
+    card = entry.card if entry is not None else {}
     return InitLine(
         name=init.name,
         default=init.default,
+        family=family_of(shown(init).kind, card),
+        domain=domain_of(card),
+        pictures=pictures(entry, base) if entry is not None else [],
         aliases=dict(init.aliases),
         versions=[version_line(init, facts) for facts in _listed(init)],
         count=len(init.versions),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated
 
 import anyio
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 
 from metainit import __version__
 from metainit.client import KIND_HEADER
@@ -16,7 +17,7 @@ from metainit.references import Reference
 from serving import answers, problems
 from serving.bounds import Load
 from serving.cache import PICTURE_TYPES, Entry
-from serving.catalog import Init, Missing
+from serving.catalog import Missing
 from serving.derived import Deriving, Type, named
 from serving.details import Details
 from serving.edge import surround
@@ -25,14 +26,19 @@ from serving.generation import Generating, GenerationLimits
 from serving.generation_routes import generations
 from serving.generator import Drawer, LocalDrawer
 from serving.metrics import Metrics
+from serving.overview import graph_routes, overview_routes
+from serving.page import Page, page_routes
 from serving.peers import Door
 from serving.prediction import Limits, Predicting
 from serving.prediction_routes import predictions
 from serving.predictor import LocalPredictor, Predictor
 from serving.readiness import readiness
 from serving.seen import seen
+from serving.selection import Family, Selection, entry_of, part_of
 from serving.settings import EndpointSettings
 from serving.store import Store
+from serving.tries import Tries
+from serving.try_routes import tries_routes
 from serving.version_routes import version_pages
 
 WEIGHTS_TYPE = "application/vnd.safetensors"
@@ -67,6 +73,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await anyio.to_thread.run_sync(store.start)
         yield
+        await anyio.to_thread.run_sync(tries.close)
         await anyio.to_thread.run_sync(store.stop)
         await anyio.to_thread.run_sync(edge.stop)
 
@@ -81,10 +88,13 @@ def create_app(
     predicting = Predicting(predictor or LocalPredictor(), store.predictions, limits)
     deriving = Deriving(store.predictions)
     generating = Generating(drawer or LocalDrawer(), store.predictions, generation_limits)
+    tries, page = Tries(store.predictions), Page.load()
     load = Load()
     metrics = Metrics(store, load, lambda: predicting.under_way + generating.under_way)
     edge = surround(app, settings, load, metrics.count, store.stale_for, door)
-    app.include_router(_operations(store, metrics, settings))
+    app.include_router(_operations(store, metrics, settings, page))
+    app.include_router(page_routes(page))
+    app.include_router(overview_routes(store))
     app.include_router(_list(store))
     app.include_router(version_pages(store))
     for prefix, pick in (
@@ -94,6 +104,8 @@ def create_app(
         app.include_router(_init(store, deriving, pick, prefix))
         app.include_router(predictions(predicting, pick, prefix))
         app.include_router(generations(generating, pick, prefix))
+        app.include_router(graph_routes(pick, prefix))
+    app.include_router(tries_routes(tries, partial(_entry, store)))
     app.include_router(_blobs(store, PRIVATE if settings.keys else IMMUTABLE))
     return app
 
@@ -134,14 +146,18 @@ def _list(store: Store) -> APIRouter:
         request: Request,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         after: Annotated[str, Query(max_length=200)] = "",
+        family: Family | None = None,
+        domain: Annotated[str | None, Query(max_length=100)] = None,
+        q: Annotated[str, Query(max_length=200, description="words of names, methods and networks")] = "",
     ) -> answers.InitPage:
         """Names, their versions and aliases, in alphabetical order, a page at a time."""
-        inits = store.catalog.inits
-        names = sorted(name for name in inits if name > after)
-        page = names[:limit]
+        part = part_of(store, Selection(family, domain, q), after, limit)
         base = answers.base_of(request)
-        follow = f"{base}/v1/inits?limit={limit}&after={page[-1]}" if len(names) > limit else None
-        return answers.InitPage(items=[answers.init_line(inits[name], base) for name in page], next=follow)
+        return answers.InitPage(
+            items=[answers.init_line(init, base, entry_of(store, init)) for init in part.inits],
+            next=f"{base}/v1/inits?{part.following}" if part.following else None,
+            total=part.total,
+        )
 
     return router
 
@@ -223,7 +239,7 @@ def _blobs(store: Store, caching: str) -> APIRouter:
     return router
 
 
-def _operations(store: Store, metrics: Metrics, settings: EndpointSettings) -> APIRouter:
+def _operations(store: Store, metrics: Metrics, settings: EndpointSettings, page: Page) -> APIRouter:
     router = APIRouter(tags=["operations"])
 
     @router.get("/healthz")
@@ -244,27 +260,13 @@ def _operations(store: Store, metrics: Metrics, settings: EndpointSettings) -> A
     async def index(request: Request) -> Response:
         base = answers.base_of(request)
         if "text/html" in request.headers.get("accept", ""):
-            names = store.catalog.inits if seen(request.scope).may("read") else {}
-            return HTMLResponse(_page(names, base))
+            return page.answer(request)
         links = {
             "inits": f"{base}/v1/inits",
             "openapi": f"{base}/openapi.json",
             "docs": f"{base}/docs",
         }
-        return JSONResponse({"name": "metainit", "version": __version__, **links})
+        found = {"name": "metainit", "version": __version__, **links}
+        return JSONResponse(found, headers={"vary": "Accept"})
 
     return router
-
-
-def _page(inits: Mapping[str, Init], base: str) -> str:
-    """A plain page of links; names are safe in HTML, since their pattern admits no markup."""
-    lines = "".join(
-        f'<li><a href="{base}/v1/inits/{name}">{name}</a> ({len(init.versions)} versions)</li>'
-        for name, init in sorted(inits.items())
-    )
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>metainit</title>'
-        "<h1>metainit</h1>"
-        f"<ul>{lines or '<li>there is nothing to show</li>'}</ul>"
-        f'<p><a href="{base}/docs">API</a> <a href="{base}/metrics">metrics</a></p></html>'
-    )

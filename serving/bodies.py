@@ -13,13 +13,13 @@ from serving.making import TooLarge
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def body(request: Request, most: int) -> bytes:
+async def body(request: Request, most: int, remedy: str = "ask for something smaller") -> bytes:
     """Return the body of a request, which is left off once it is larger than the limit.
 
     Raises:
-        TooLarge: it is.
+        TooLarge: it is; the text ends with the remedy.
     """
-    text = f"the request has more than {most} bytes: ask for something smaller"
+    text = f"the request has more than {most} bytes: {remedy}"
     announced = request.headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced[:19]) > most:
         raise TooLarge(text)

@@ -42,6 +42,7 @@ from serving.refusals import (
 )
 from serving.seen import NOTE, Seen
 from serving.store import NotReady
+from serving.tries import BadImage, Stopped, TooManyTries, Untriable
 
 LOGGER = logging.getLogger("metainit.serving")
 MEDIA_TYPE = "application/problem+json"
@@ -93,6 +94,10 @@ TABLE: Mapping[type[Exception], Kind] = {
     TooSlow: Kind(503, "slow", "No answer in time"),
     KeysUnreadable: Kind(503, "keys", "Nobody can be let in"),
     Busy: Kind(429, "busy", "Too many orders are under way", retry_after=2),
+    Untriable: Kind(409, "untriable", "Live fits do not start from this"),
+    BadImage: Kind(422, "image", "The image cannot be used"),
+    TooManyTries: Kind(429, "busy", "Too many live fits are under way", retry_after=5),
+    Stopped: Kind(409, "stopped", "The live fit was stopped"),
     EndpointError: Kind(422, "invalid", "The request is not valid"),
     MetainitError: Kind(500, "internal", "The endpoint failed"),
     Exception: Kind(500, "internal", "The endpoint failed"),
@@ -123,7 +128,8 @@ def problem(status: int, name: str, title: str, detail: str, instance: str) -> d
     }
 
 
-def _detail(error: Exception) -> str:
+def detail_of(error: Exception) -> str:
+    """Return what may be told of an error; of what nobody expected, nothing."""
     if isinstance(error, RequestValidationError):
         return "; ".join(
             f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()
@@ -156,7 +162,7 @@ def answer(request: Request, error: Exception) -> JSONResponse:
     kind = kind_of(error)
     if kind.status == 500:
         LOGGER.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
-    body = problem(kind.status, kind.name, kind.title, _detail(error), request.scope["path"])
+    body = problem(kind.status, kind.name, kind.title, detail_of(error), request.scope["path"])
     body.update(_noted(request, kind.name))
     return JSONResponse(body, kind.status, _headers(error, kind), MEDIA_TYPE)
 

@@ -18,6 +18,7 @@ _OF_AN_INIT: Mapping[Route, Need] = {
     ("GET", "/pictures"): "read",
     ("GET", "/pictures/{}"): "read",
     ("GET", "/weights"): "read",
+    ("GET", "/graph"): "read",
     ("POST", "/predict"): "predict",
     ("POST", "/generate"): "generate",
 }
@@ -33,6 +34,8 @@ TABLE: Mapping[Route, Need] = {
     ("GET", "/docs/oauth2-redirect"): "read",
     ("GET", "/redoc"): "read",
     ("GET", "/v1/inits"): "read",
+    ("GET", "/v1/overview"): "read",
+    ("GET", "/v1/inits/{}/versions"): "read",
     **{(method, "/v1/inits/{}" + tail): need for (method, tail), need in _OF_AN_INIT.items()},
     **{(method, "/v1/inits/{}/versions/{}" + tail): need for (method, tail), need in _OF_AN_INIT.items()},
     ("GET", "/v1/blobs/{}"): "read",

@@ -185,7 +185,7 @@ def test_health_readiness_metrics_and_index(http: httpx.Client) -> None:
     text = http.get("/metrics").text
     assert 'metainit_requests_total{method="GET",route="/v1/inits/{reference}",status="200"}' in text
     assert http.get("/").json()["inits"] == "/v1/inits"
-    assert "faces" in http.get("/", headers={"accept": "text/html"}).text
+    assert "<title>metainit</title>" in http.get("/", headers={"accept": "text/html"}).text
 
 
 def test_openapi_names_every_route(http: httpx.Client) -> None:
