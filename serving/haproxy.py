@@ -22,7 +22,7 @@ _WRAPPER = """#!/bin/sh
 before=
 for word; do
   if [ "$before" = -f ]; then
-    if [ -f '{door}' ] && ! grep -q x-metainit-hop "$word"; then
+    if [ -f '{door}' ] && ! grep -q 'set-header x-metainit-hop' "$word"; then
       sed -i -f '{door}' "$word"
     fi
     sed -i -e 's/bind :{metrics}$/bind 127.0.0.1:{metrics}/' \\
