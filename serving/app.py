@@ -40,6 +40,7 @@ def create_app(
     limits: Limits | None = None,
     settings: EndpointSettings | None = None,
     door: Door | None = None,
+    names_answers: bool = True,
 ) -> FastAPI:
     """Return the app over a store; its lifespan starts and stops the store.
 
@@ -49,6 +50,7 @@ def create_app(
         limits: of a prediction.
         settings: keys, limits and what the endpoint tells of itself.
         door: the proxy that every request has to come through, if there is one.
+        names_answers: False where the server adds X-Request-Id to answers, as Ray Serve does.
     """
     settings = settings or EndpointSettings()
 
@@ -70,7 +72,7 @@ def create_app(
     predicting = Predicting(predictor or LocalPredictor(), store.predictions, limits)
     load = Load()
     metrics = Metrics(store, load, lambda: predicting.under_way)
-    edge = surround(app, settings, load, metrics.count, store.stale_for, door)
+    edge = surround(app, settings, load, metrics.count, store.stale_for, door, names_answers)
     app.include_router(_operations(store, metrics, settings))
     app.include_router(_list(store))
     for prefix, pick in (

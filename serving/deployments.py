@@ -59,7 +59,7 @@ def build(
     logs.configure(settings)
     registry = LateRegistry(lambda: Registry(registry_uri))
     store = Store(registry, Path(cache), poll=poll)
-    return create_app(store, RayPredictor(APPLICATION), settings=settings, door=door)
+    return create_app(store, RayPredictor(APPLICATION), settings=settings, door=door, names_answers=False)
 
 
 @dataclass
