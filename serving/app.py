@@ -55,6 +55,7 @@ def create_app(
     door: Door | None = None,
     drawer: Drawer | None = None,
     generation_limits: GenerationLimits | None = None,
+    names_answers: bool = True,
 ) -> FastAPI:
     """Return the app over a store; its lifespan starts and stops the store.
 
@@ -66,6 +67,7 @@ def create_app(
         door: the proxy that every request has to come through, if there is one.
         drawer: answers requests for generated weights; one in this process where it is None.
         generation_limits: of such a request.
+        names_answers: False where the server adds X-Request-Id to answers, as Ray Serve does.
     """
     settings = settings or EndpointSettings()
 
@@ -91,7 +93,7 @@ def create_app(
     tries, page = Tries(store.predictions), Page.load()
     load = Load()
     metrics = Metrics(store, load, lambda: predicting.under_way + generating.under_way)
-    edge = surround(app, settings, load, metrics.count, store.stale_for, door)
+    edge = surround(app, settings, load, metrics.count, store.stale_for, door, names_answers)
     app.include_router(_operations(store, metrics, settings, page))
     app.include_router(page_routes(page))
     app.include_router(overview_routes(store))

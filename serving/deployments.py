@@ -63,7 +63,9 @@ def build(
 
     store = Store(LateRegistry(opened), Path(cache), poll=poll, look=following(opened))
     predictor, drawer = RayPredictor(APPLICATION), RayDrawer(APPLICATION)
-    return create_app(store, predictor, settings=settings, door=door, drawer=drawer)
+    return create_app(
+        store, predictor, settings=settings, door=door, drawer=drawer, names_answers=False
+    )
 
 
 @dataclass
@@ -84,7 +86,8 @@ class Endpoint:
             return
         self.url = ""
         if ray.is_initialized():
-            _stop_serve(STOP_SECONDS + self._drain)
+            _drain(STOP_SECONDS + self._drain)
+            _stop_serve(STOP_SECONDS)
         if self._owns_ray:
             ray.shutdown()
         if self._fast is not None:
@@ -259,6 +262,24 @@ def _controller_lives() -> bool:
 
     named = {"name": SERVE_CONTROLLER_NAME, "namespace": SERVE_NAMESPACE}
     return named in list_named_actors(all_namespaces=True)
+
+
+def _drain(patience: float) -> None:
+    """Let replicas answer what is running and end, while the proxy that carries their answers is there.
+
+    A shutdown of Serve as a whole ends the proxy first, and with it every download.
+    """
+    import ray
+    from ray import serve
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+    from ray.serve.exceptions import RayServeException
+
+    deadline = time.monotonic() + patience
+    with contextlib.suppress(ValueError, ray.exceptions.RayError, RayServeException):
+        controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
+        ray.get(controller.delete_apps.remote([APPLICATION]), timeout=patience)
+        while APPLICATION in serve.status().applications and time.monotonic() < deadline:
+            time.sleep(0.1)
 
 
 def _stop_serve(patience: float) -> None:

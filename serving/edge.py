@@ -54,6 +54,7 @@ def surround(
     count: Sink,
     stale: Callable[[], float | None],
     door: Door | None = None,
+    names_answers: bool = True,
 ) -> Edge:
     """Put the layers around an app.
 
@@ -64,6 +65,7 @@ def surround(
         count: is told of each request.
         stale: seconds since the registry was last in reach.
         door: the proxy that every request has to come through.
+        names_answers: False where the server adds X-Request-Id to answers.
     """
     traced = tracing(settings)
     sinks: list[Sink] = [count]
@@ -89,7 +91,7 @@ def surround(
         begun=None if traced is None else traced.sink,
         stale=stale,
         hsts_seconds=settings.hsts_seconds,
-        names_answers=door is None,
+        names_answers=names_answers,
     )
     if traced is not None:
         app.add_middleware(traced.wrap)

@@ -22,12 +22,12 @@ _WRAPPER = """#!/bin/sh
 before=
 for word; do
   if [ "$before" = -f ]; then
+    if [ -f '{door}' ] && ! grep -q 'set-header x-metainit-hop' "$word"; then
+      sed -i -f '{door}' "$word"
+    fi
     sed -i -e 's/bind :{metrics}$/bind 127.0.0.1:{metrics}/' \\
       -e 's/bind \\*:{stats}$/bind 127.0.0.1:{stats}/' "$word"
     sed -i -f "${{0%/*}}/unavailable.sed" "$word"
-    if [ -f '{door}' ] && ! grep -q x-metainit-hop "$word"; then
-      sed -i -f '{door}' "$word"
-    fi
   fi
   before=$word
 done

@@ -76,6 +76,12 @@ class EndpointSettings(BaseModel):
         256 << 20, ge=0, description="with less free disk, the store counts as full"
     )
 
+    @field_validator("keys", "certificate", "certificate_key", "log_file", "audit")
+    @classmethod
+    def _paths_hold_everywhere(cls, value: Path | None) -> Path | None:
+        """Return the path from the root: replicas have a working folder of their own."""
+        return None if value is None else value.expanduser().absolute()
+
     @field_validator("rates")
     @classmethod
     def _rates_are_rates(cls, value: Mapping[Scope, str]) -> Mapping[Scope, str]:

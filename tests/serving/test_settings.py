@@ -67,6 +67,11 @@ def test_a_file_that_is_no_settings_is_named(tmp_path: Path, content: str) -> No
         assignments(["queue"])
 
 
+def test_paths_hold_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert EndpointSettings(keys=Path("keys.json")).keys == tmp_path / "keys.json"
+
+
 def test_replicas_share_a_rate() -> None:
     settings = EndpointSettings(rates={"read": "100/minute"}, replicas=3)
     item = settings.rate("read")
