@@ -176,6 +176,9 @@ def add_residual(values: Tensor, generator: torch.Generator, deviation: float, t
     """
     pieces = (torch.split(tensor.view(-1), CHUNK_ELEMENTS) for tensor in (values, target))
     for piece, written in zip(*pieces, strict=True):
-        noise = torch.randn(piece.shape, generator=generator)
+        if target is values or values.dtype != torch.float32:
+            noise = torch.randn(piece.shape, generator=generator)
+        else:  # the same numbers, drawn where they are needed
+            noise = written.normal_(generator=generator)
         torch.add(piece, noise.to(piece.dtype), alpha=RESIDUAL * deviation, out=written)
     return target
