@@ -65,7 +65,7 @@ def predict_each(
 ) -> Iterator[dict[str, Tensor]]:
     """Yield what `predict` gives for each seed, bit by bit, having asked the hypernetwork once.
 
-    What is yielded last takes the place of what was decoded: one seed needs no memory beside its weights.
+    One seed needs no memory beside its weights: the residual is added in place.
 
     Args:
         ghn: the hypernetwork.
@@ -85,7 +85,8 @@ def predict_each(
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
             for name in repeated:
-                target = torch.empty_like(found[name]) if left else found[name]
+                shared = left > 0 or None in seeds  # with what was yielded, or is to be
+                target = torch.empty_like(found[name]) if shared else found[name]
                 own[name] = add_residual(found[name], generator, spreads[name], target)
         yield own
 
@@ -175,6 +176,9 @@ def add_residual(values: Tensor, generator: torch.Generator, deviation: float, t
     """
     pieces = (torch.split(tensor.view(-1), CHUNK_ELEMENTS) for tensor in (values, target))
     for piece, written in zip(*pieces, strict=True):
-        noise = torch.randn(piece.shape, generator=generator)
+        if target is values or values.dtype != torch.float32:
+            noise = torch.randn(piece.shape, generator=generator)
+        else:  # the same numbers, drawn where they are needed
+            noise = written.normal_(generator=generator)
         torch.add(piece, noise.to(piece.dtype), alpha=RESIDUAL * deviation, out=written)
     return target

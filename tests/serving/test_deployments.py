@@ -79,13 +79,15 @@ def test_endpoint_on_ray_serve(home: Path, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")  # Ray and MLflow bring warnings of their own
-def test_predictions_on_ray_serve_are_those_of_this_process(home: Path, tmp_path: Path) -> None:
+def test_what_is_computed_on_ray_serve_is_that_of_this_process(home: Path, tmp_path: Path) -> None:
     from pipelines.registry import Registry
 
     shelf = Shelf(tmp_path / "shelf")
     digest = shelf.add_hypernetwork("digits", 0)
     registry = Registry()
     registry.set_alias(registry.register(shelf.files["digits"][1].parent, "digits"), "champion")
+    shelf.add_generator("shapes", 0)
+    registry.register(shelf.files["shapes"][1].parent, "shapes")
     graphs = [graph_of(width) for width in (5, 9)]
     with (
         start(port=free_port(), poll=0.2, patience=200) as endpoint,
@@ -105,6 +107,15 @@ def test_predictions_on_ray_serve_are_those_of_this_process(home: Path, tmp_path
         again = http.post("/v1/inits/digits/predict", json={"graph": to_json(graphs[0]), "seed": 3})
         assert again.status_code == 200
         assert http.post("/v1/inits/digits/predict", json={"graph": {}}).status_code == 422
+        drawn = http.post("/v1/inits/shapes/generate", json={"count": 3, "seed": 1})
+        assert drawn.status_code == 201, drawn.text
+        again = http.post("/v1/inits/shapes/generate", json={"count": 2, "seed": 2})
+        assert again.status_code == 200 and again.json()["items"] == drawn.json()["items"][1:]
+        for item in drawn.json()["items"]:
+            card = checkpoint.from_bytes(http.get(item["blob"]).content).card
+            assert card.provenance.seeds == [item["seed"]]
+        refused = http.post("/v1/inits/shapes/generate", json={"condition": "rign"})
+        assert refused.status_code == 422 and "ring" in refused.json()["detail"]
 
 
 @pytest.mark.ray
