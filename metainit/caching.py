@@ -67,7 +67,8 @@ def chosen(
         >>> len(chosen([old, new], 100.0, larger_than=0)), chosen([old, new], 100.0, larger_than=20)
         (2, [])
     """
-    going, staying = [], []
+    going: list[Item] = []
+    staying: list[Item] = []
     for item in have:
         old = older_than is not None and now - item.used > older_than
         (going if old else staying).append(item)
