@@ -229,8 +229,9 @@ from serving.haproxy import free_port
 
 registry = Registry()
 for number in range(int(sys.argv[2])):
+    name = f"model-{number:03d}"
     with tempfile.TemporaryDirectory() as folder:
-        version = registry.register(folder_of(Path(folder), f"model-{number:03d}", number), f"model-{number:03d}")
+        version = registry.register(folder_of(Path(folder), name, number), name)
     registry.point(version.name, "champion", 1)
 prepared = None
 if sys.argv[1] == "1":
