@@ -256,6 +256,7 @@ def main() -> None:
     """Compute what is missing and print it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=("looks", "pages", "start"))
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="all unless given")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     options = parser.parse_args()
     cells = Cells("endpoint")
@@ -270,7 +271,8 @@ def main() -> None:
                 )
             continue
         compute = looks if part == "looks" else pages
-        for shape, (names, each) in SHAPES.items():
+        for shape in options.shape or SHAPES:
+            names, each = SHAPES[shape]
             cells.cell(
                 f"registry/{part}, {shape}, {options.database}",
                 lambda n=names, e=each, f=compute: f(options.database, n, e),
