@@ -229,8 +229,8 @@ from serving.haproxy import free_port
 
 registry = Registry()
 for number in range(int(sys.argv[2])):
+    name = f"model-{number:03d}"
     with tempfile.TemporaryDirectory() as folder:
-        name = f"model-{number:03d}"
         version = registry.register(folder_of(Path(folder), name, number), name)
     registry.point(version.name, "champion", 1)
 prepared = None
@@ -256,6 +256,7 @@ def main() -> None:
     """Compute what is missing and print it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=("looks", "pages", "start"))
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="all unless given")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     options = parser.parse_args()
     cells = Cells("endpoint")
@@ -270,7 +271,8 @@ def main() -> None:
                 )
             continue
         compute = looks if part == "looks" else pages
-        for shape, (names, each) in SHAPES.items():
+        for shape in options.shape or SHAPES:
+            names, each = SHAPES[shape]
             cells.cell(
                 f"registry/{part}, {shape}, {options.database}",
                 lambda n=names, e=each, f=compute: f(options.database, n, e),

@@ -107,6 +107,9 @@ def _listed(client: MlflowClient, seen: Seen, now: float) -> Seen:
     models = list(_models(client, _VERSIONS_PAGE))
     end = time.monotonic()
     names: Mapping[str, Known] = {m.name: _again(client, m, seen.names.get(m.name)) for m in models}
+    names = {**names, **_overlooked(client, seen, names)}
+    if len(names) == len(seen.names) and all(seen.names.get(n) is known for n, known in names.items()):
+        names = seen.names
     return replace(seen, names=names, horizon=_horizon(models, seen.horizon), listed=end, seconds=end - now)
 
 

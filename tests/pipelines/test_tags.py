@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metainit.errors import RegistryError
@@ -45,6 +45,7 @@ def test_damage_is_named(changes: dict[str, str], named: str) -> None:
         read_tags("faces/3", tagged(**changes))
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(VersionTags.model_fields)), st.text()))
 def test_nothing_but_a_registry_error_comes_of_any_text(changes: dict[str, str]) -> None:
     try:
