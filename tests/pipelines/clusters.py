@@ -155,7 +155,10 @@ class Cluster:
                     cwd=self.folder,
                 )
             node = Node(process, log)
-            wait_for(lambda node=node: node.up or node.ended, START_SECONDS, log.read_text)
+            try:
+                wait_for(lambda node=node: node.up or node.ended, START_SECONDS, log.read_text)
+            except AssertionError:
+                node.kill()
             if node.up:
                 self.nodes.append(node)
                 return node
