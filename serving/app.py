@@ -162,7 +162,9 @@ def _blobs(store: Store) -> APIRouter:
     @router.get("/{sha256}", response_class=FileResponse)
     async def blob(request: Request, sha256: str) -> Response:
         """The bytes with this SHA-256: they never change, so any cache may keep them for ever."""
-        path = store.blob_at_hand(sha256) or await anyio.to_thread.run_sync(store.blob, sha256)
+        path = store.blob_at_hand(sha256)
+        if path is None:
+            path = await anyio.to_thread.run_sync(store.blob, sha256)
         return answer_file(request, path, sha256, WEIGHTS_TYPE, {"cache-control": IMMUTABLE})
 
     return router
