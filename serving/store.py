@@ -130,7 +130,7 @@ class Store:
         Raises:
             Missing: there is no such version.
         """
-        return self._intact(self._catalog.find(reference))
+        return self._entries.get(self._catalog.find(reference).reference)
 
     def get(self, reference: Reference) -> Entry:
         """Return the version a reference means, bringing it from the registry if need be.
@@ -227,20 +227,16 @@ class Store:
             pass  # logged and counted in _bring; the alias stays where it was
 
     def _bring(self, facts: Facts) -> Entry:
-        entry = self._intact(facts)
-        if entry is not None:
+        key = facts.reference
+        entry = self._entries.get(key)
+        if entry is not None and entry.facts.sha256 == facts.sha256:
             return entry
         with self._pulling:
-            entry = self._intact(facts) or self._cache.open(facts) or self._pull(facts)
-            self._entries[facts.reference] = entry
+            entry = self._entries.get(key)
+            if entry is None or entry.facts.sha256 != facts.sha256:
+                entry = self._cache.open(facts) or self._pull(facts)
+            self._entries[key] = entry
             return entry
-
-    def _intact(self, facts: Facts) -> Entry | None:
-        """Return a version that is open, unless its files are others by now, or were deleted."""
-        entry = self._entries.get(facts.reference)
-        if entry is None or entry.facts.sha256 != facts.sha256 or not entry.blob.is_file():
-            return None
-        return entry
 
     def _pull(self, facts: Facts) -> Entry:
         key = f"{facts.reference}:{facts.sha256}"
