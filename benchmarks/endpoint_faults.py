@@ -53,6 +53,7 @@ class Rig:
     registry_port: int
     endpoint: Any = None
     registry: ExitStack = field(default_factory=ExitStack)
+    registered: int = 0
     digests: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -92,9 +93,9 @@ class Rig:
         """Register a new version and return it; no alias points there yet."""
         from pipelines.registry import Registry
 
-        number = len(self.digests) + 1
+        self.registered += 1
         card = Card(kind="prior", name=NAME, method=Method(name="none"))
-        generator = torch.Generator().manual_seed(number)
+        generator = torch.Generator().manual_seed(self.registered)
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             path = Path(folder) / "checkpoint.safetensors"
             checkpoint.save(path, {"w": torch.randn(elements, generator=generator)}, card)
@@ -287,14 +288,12 @@ def corrupt_champion(rig: Rig, seconds: float) -> dict[str, Any]:
     content[len(content) // 2] ^= 1
     path.chmod(0o644)
     path.write_bytes(content)
-    bad = rig.digests.pop(version.version)
+    del rig.digests[version.version]  # its bytes are wrong from now on
     rig.crown(version)
     time.sleep(seconds / 2)
     quarantined = httpx.get(f"{rig.url}/readyz", timeout=30).json()["quarantined"]
     kept = rig.served() in rig.digests.values()
-    rig.digests[version.version] = bad  # its number stays taken
     good = rig.register()
-    del rig.digests[version.version]
     rig.crown(good)
     return {
         "previous kept": kept,

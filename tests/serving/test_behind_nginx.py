@@ -25,7 +25,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "blobs-from-nginx.md"
 FRAME = """daemon off; pid {folder}/pid; error_log {folder}/error.log; {user}
 events {{ }}
 http {{ access_log off; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p;
-fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+fastcgi_temp_path {folder}/f;
+uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
 {text} }}
 """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -59,13 +58,3 @@ def test_a_disk_that_fails_at_once_is_told(http: httpx.Client, monkeypatch: pyte
     monkeypatch.setattr(os, "preadv", broken)
     answer = http.get(WEIGHTS)
     assert answer.status_code == 500 and answer.headers["content-type"] == "application/problem+json"
-
-
-def test_a_blob_whose_file_was_deleted_comes_anew(http: httpx.Client, shelf: Shelf, tmp_path: Path) -> None:
-    sha256 = shelf.digests[shelf.files["faces"][1]]
-    before = http.get(f"/v1/blobs/{sha256}").content
-    (tmp_path / "store" / "blobs" / f"{sha256}.safetensors").unlink()
-    answer = http.get(f"/v1/blobs/{sha256}")
-    assert answer.status_code == 200 and answer.content == before
-    (tmp_path / "store" / "blobs" / f"{sha256}.safetensors").unlink()
-    assert http.get(WEIGHTS).content == before
