@@ -15,6 +15,7 @@ from metainit.errors import EndpointError
 from serving.arguments import Arguments
 from serving.deployments import REPLICA_CPUS, build, default_cache
 from serving.peers import Door
+from serving.settings import load_settings
 
 SPARE = 64
 """Requests that a replica takes from Ray above its own limit, to refuse them itself or to answer probes."""
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 def app(args: dict[str, Any]) -> Application:
     """Return the endpoint, bound; Serve calls this with the arguments of its config.
 
+    Settings that the arguments leave open are those of the environment (METAINIT_SERVE_...).
+
     Raises:
         EndpointError: an argument is unknown, or not what it has to be.
+        RecipeError: the same of a setting.
     """
     try:
         arguments = Arguments.model_validate(args)
@@ -36,7 +40,8 @@ def app(args: dict[str, Any]) -> Application:
         said = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'arguments'}: {p['msg']}" for p in error.errors())
         known = ", ".join(Arguments.model_fields)
         raise EndpointError(f"the arguments of the endpoint are not valid: {said}; known: {known}") from error
-    return bound(arguments, {})
+    settings = load_settings(options=arguments.settings.model_dump(exclude_unset=True))
+    return bound(arguments.model_copy(update={"settings": settings}), {})
 
 
 def bound(arguments: Arguments, options: Mapping[str, Any], door: Door | None = None) -> Application:

@@ -162,7 +162,7 @@ def load_settings(
         raise RecipeError(f"endpoint settings: {where}: {first['msg']}") from error
 
 
-COMMAND_OPTIONS = ("host", "port", "registry", "cache", "poll", "predictors", "config")
+COMMAND_OPTIONS = ("host", "port", "registry", "cache", "poll", "predictors", "generators", "config")
 """What the command reads from the environment by itself, since it is no setting of the app."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from metainit.errors import EndpointError
-from serving.application import app
+from serving.application import SPARE, app
 from serving.arguments import Arguments
 from serving.deployments import APPLICATION
 from serving.ray_predictor import GENERATOR, PREDICTOR
@@ -60,3 +60,13 @@ def test_wrong_arguments_are_named(args: dict[str, Any], says: str) -> None:
 def test_the_arguments_are_those_of_the_guide() -> None:
     page = (Path(__file__).parents[2] / "docs" / "deploying.md").read_text()
     assert all(f"\n| `{name}` |" in page for name in Arguments.model_fields)
+
+
+def test_what_the_arguments_leave_open_is_the_environments(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("METAINIT_SERVE_REPLICAS", "4")
+    monkeypatch.setenv("METAINIT_SERVE_IN_FLIGHT", "10")
+    made = bound(monkeypatch, tmp_path, settings={"replicas": 3})["endpoint"]
+    assert made.num_replicas == 3
+    assert made._deployment_config.max_ongoing_requests == 10 + SPARE
