@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from metainit.card import canonical_json
 from metainit.errors import DataError, EndpointError
+from metainit.kept import SHA256
 from metainit.transfer import Blob
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_BYTES = 64 << 30
 AT_ONCE = 32
 """Networks that are asked for in one request."""
