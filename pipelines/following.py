@@ -172,7 +172,7 @@ def _again(client: MlflowClient, model: RegisteredModel, before: Known | None) -
         return _whole(client, model)
     order = ["last_updated_timestamp DESC", "version_number DESC"]
     page = client.search_model_versions(where, WHOLE, order)
-    if page and page[-1].last_updated_timestamp > before.updated:
+    if page and (page[-1].last_updated_timestamp or 0) > before.updated:
         return _whole(client, model)  # more of them are new than one page holds
     fresh = {int(v.version): v for v in page}
     for number in {*before.aliases.values(), *aliases.values()} - fresh.keys():

@@ -17,7 +17,7 @@ from metainit.places import cache_folder
 from metainit.transfer import file_sha256
 from pipelines.connection import Connection, connect
 from pipelines.folder import RECIPE
-from pipelines.version import TAG
+from pipelines.tags import TAG
 
 if TYPE_CHECKING:
     from pipelines.tracking import MlflowSink
