@@ -207,7 +207,7 @@ def _deploy(
         num_replicas=1,
         max_ongoing_requests=256,
         graceful_shutdown_timeout_s=5,
-        health_check_period_s=5,
+        health_check_period_s=1,  # how long a dead replica goes unnoticed
         ray_actor_options={"num_cpus": REPLICA_CPUS, **passed},
     )
     predictor = ray_predictor.deployment(predictors, Limits().waiting, home, passed)
