@@ -28,7 +28,7 @@ import httpx
 import torch
 
 from benchmarks.cells import Cells, machine
-from benchmarks.endpoint_servers import PATIENCE, REPLICA, ROOT, memory, mlflow_server, processes
+from benchmarks.endpoint_servers import PATIENCE, REPLICA, ROOT, memory, mlflow_server, processes, programs
 from benchmarks.endpoint_watch import RETRY, Record, Watched
 from metainit import checkpoint
 from metainit.card import Card, Method
@@ -248,7 +248,7 @@ def replica_killed(rig: Rig, seconds: float) -> dict[str, Any]:
 
 def haproxy_killed(rig: Rig, seconds: float) -> dict[str, Any]:
     """The proxy's process is killed."""
-    killed = [process for process in processes("") if Path(process.exe()).name == "haproxy"]
+    killed = programs("haproxy")
     for process in killed:
         process.kill()
     return {"killed": len(killed)}

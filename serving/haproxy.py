@@ -88,7 +88,7 @@ deployment that waits for the proxy then fails."""
 
 
 PROXY_LOOK_SECONDS = 1
-"""Serve starts a proxy anew that fails three looks. Its own 10 s between them are longer than clients wait."""
+"""Serve starts a proxy anew that fails three looks. Its own 10 s between them are more than clients wait."""
 
 
 def binary() -> str | None:
