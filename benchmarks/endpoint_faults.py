@@ -28,7 +28,7 @@ import httpx
 import torch
 
 from benchmarks.cells import Cells, machine
-from benchmarks.endpoint_servers import PATIENCE, REPLICA, ROOT, memory, mlflow_server, processes
+from benchmarks.endpoint_servers import PATIENCE, REPLICA, ROOT, memory, mlflow_server, processes, programs
 from benchmarks.endpoint_watch import RETRY, Record, Watched
 from metainit import checkpoint
 from metainit.card import Card, Method
@@ -248,7 +248,7 @@ def replica_killed(rig: Rig, seconds: float) -> dict[str, Any]:
 
 def haproxy_killed(rig: Rig, seconds: float) -> dict[str, Any]:
     """The proxy's process is killed."""
-    killed = [process for process in processes("") if process.name() == "haproxy"]
+    killed = programs("haproxy")
     for process in killed:
         process.kill()
     return {"killed": len(killed)}
@@ -290,8 +290,11 @@ def corrupt_champion(rig: Rig, seconds: float) -> dict[str, Any]:
     path.write_bytes(content)
     del rig.digests[version.version]  # its bytes are wrong from now on
     rig.crown(version)
-    time.sleep(seconds / 2)
-    quarantined = httpx.get(f"{rig.url}/readyz", timeout=30).json()["quarantined"]
+    began, quarantined = time.monotonic(), {}
+    while not quarantined and time.monotonic() - began < seconds + 30:
+        time.sleep(0.2)
+        quarantined = httpx.get(f"{rig.url}/readyz", timeout=30).json()["quarantined"]
+    time.sleep(max(0.0, seconds / 2 - (time.monotonic() - began)))
     kept = rig.served() in rig.digests.values()
     good = rig.register()
     rig.crown(good)
@@ -359,8 +362,23 @@ PACE = 32e6
 """Bytes a second at which a client takes a long download."""
 
 
+def settle(rig: Rig, patience: float = 120.0) -> None:
+    """Wait until ten look-ups in a row are answered: a fault is not to suffer from the one before.
+
+    Raises:
+        RuntimeError: that does not come about.
+    """
+    began, good = time.monotonic(), 0
+    while good < 10:
+        if time.monotonic() - began > patience:
+            raise RuntimeError(f"{rig.url} does not recover within {patience:.0f} s")
+        good = good + 1 if rig.served() in rig.digests.values() else 0
+        time.sleep(0.2)
+
+
 def measure(rig: Rig, name: str, seconds: float) -> dict[str, Any]:
     """Load the endpoint, do one fault, and return what the clients saw of it."""
+    settle(rig)
     if name in LONG:
         version = rig.register(LARGE)
         rig.crown(version)
@@ -378,9 +396,14 @@ def measure(rig: Rig, name: str, seconds: float) -> dict[str, Any]:
         "seconds": wall,
         "share": (time.process_time() - cpu) / wall / (os.cpu_count() or 1),
         **record.summary(),
-        "lost versions": lost(rig),
+        "lost versions": _lost_once_settled(rig),
         **seen,
     }
+
+
+def _lost_once_settled(rig: Rig) -> list[int]:
+    settle(rig)
+    return lost(rig)
 
 
 def lost(rig: Rig) -> list[int]:

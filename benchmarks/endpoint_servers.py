@@ -193,6 +193,18 @@ def processes(title: str) -> list[psutil.Process]:
     return found
 
 
+def programs(name: str) -> list[psutil.Process]:
+    """Return the descendants of this process that run a program of that name."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if Path(process.exe()).name == name:
+                found.append(process)
+        except psutil.Error:  # it has ended, or is about to
+            continue
+    return found
+
+
 def memory(process: psutil.Process) -> dict[str, float]:
     """Return resident megabytes now, and at most since `forget_peak`."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()

@@ -66,7 +66,7 @@ def bound(arguments: Arguments, options: Mapping[str, Any], door: Door | None = 
         num_replicas=settings.replicas,
         max_ongoing_requests=settings.in_flight + SPARE,
         graceful_shutdown_timeout_s=settings.drain_seconds,
-        health_check_period_s=5,
+        health_check_period_s=1,  # how long a dead replica goes unnoticed
         ray_actor_options={"num_cpus": REPLICA_CPUS, **options},
     )
     workers = [

