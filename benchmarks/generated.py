@@ -195,7 +195,7 @@ def tasks(cells: Cells, seed: int) -> None:
                 return float(curve(setting, rate)[:, steps].mean())
 
             def score(setting: Setting, steps: int = steps, of: Any = accuracy, rates: Any = rates) -> float:
-                rates[setting] = Search().best(lambda rate: of(setting, rate)) if steps else ADAM[0]
+                rates[setting] = Search().best(lambda r: of(setting, r)) if steps else ADAM[0]
                 return float(of(setting, rates[setting]))
 
             chosen = search(_grid(control, before and before["chosen"][str(steps)][0]), score)

@@ -156,6 +156,7 @@ class Generator(nn.Module):
         steps: int = 20,
         guidance: float = 1.0,
         sampler: Sampler | None = None,
+        constant_shape: bool = False,
     ) -> Drawn:
         """Return deltas from the base, each of which follows from its own seed and condition.
 
@@ -167,6 +168,8 @@ class Generator(nn.Module):
             steps: of the sampler.
             guidance: how much the condition counts, 1 as in the data (`hypernets.generator.sampling.guided`).
             sampler: of `hypernets.generator.sampling.SAMPLERS`; None for the one that needs fewest steps.
+            constant_shape: compute all of them again where one is drawn again: the rounding of a row follows
+                from the number of rows.
 
         Raises:
             CopyError: `ATTEMPTS` draws were all copies of members.
@@ -184,17 +187,21 @@ class Generator(nn.Module):
         for attempt in range(ATTEMPTS + 1):
             if not len(waiting):
                 break
-            drawn = [seed_of(seeds[i], "again", attempt) if attempt else seeds[i] for i in waiting.tolist()]
+            rows = torch.arange(len(seeds)) if constant_shape else waiting
+            drawn = [seed_of(seeds[i], "again", attempt) if attempt else seeds[i] for i in rows.tolist()]
             noise = noise_of(drawn, len(self.columns)).to(self.device)
-            asked = conditions[waiting.to(self.device)]
+            asked = conditions[rows.to(self.device)]
             x = (
                 self._one_step(noise, asked)
                 if what == "one_step"
                 else self._many(noise, asked, steps, guidance, sampler)
             )
-            found = mean[waiting] + self.residual.inverse(x)
+            found = mean[rows] + self.residual.inverse(x)
+            copies = self.sketch.is_copy(found).cpu()
+            if constant_shape:
+                found, copies = found[waiting], copies[waiting]
             values = values.index_copy(0, waiting.to(self.device), found)
-            waiting = waiting[self.sketch.is_copy(found).cpu()]
+            waiting = waiting[copies]
             refused[waiting] += 1
         if len(waiting):
             raise CopyError(

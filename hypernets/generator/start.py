@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from hypernets.generator.checkpoints import description_of, drawn_checkpoint, read_generator
 from hypernets.generator.conditions import Conditions, conditions_of
+from hypernets.generator.drawing import Row, draw
 from hypernets.generator.model import What
 from hypernets.generator.sampling import Sampler
 from metainit.adaptation import Progress, Task
@@ -22,6 +25,20 @@ from metainit.initialization import run_stored
 Condition = int | str | None
 """A class by number or by name, or a text; None where nothing is said."""
 LARGEST_COUNT = 65_536
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One start that is wanted: its seed, and what is known of its task."""
+
+    seed: int
+    condition: Condition = None
+    observation: Tensor | None = None
+
+    @property
+    def told(self) -> tuple[Condition, type, int]:
+        """What tells its task from others."""
+        return self.condition, type(self.condition), id(self.observation)
 
 
 class Generated:
@@ -106,7 +123,7 @@ class Generated:
         """Return starts under one condition, each a checkpoint of kind ``weights``.
 
         Start i has the seed ``seed + i``, which is on its card: asked for alone with that one it is the same
-        start, up to the rounding of a batch.
+        start, to the last bit.
 
         Raises:
             ConditionError: the generator does not take such a condition or observation.
@@ -117,23 +134,51 @@ class Generated:
         """
         if not 1 <= count <= LARGEST_COUNT:
             raise SourceError(f"{count} starts were asked for, expected 1 to {LARGEST_COUNT}")
-        chosen = self.what if what is None else what
         first = int(torch.randint(2**62, ())) if seed is None else seed
-        seeds = [first + number for number in range(count)]
-        conditions = self.conditions(condition, observation).repeated(count)
-        drawn = self.generator.sample(
-            conditions, seeds, chosen, steps=steps, guidance=guidance, sampler=sampler
-        )
-        how: dict[str, Any] = {
-            "what": chosen,
-            "condition": condition,
-            "observation": None if observation is None else _fingerprint(observation),
-        }
+        wanted = [Wanted(first + number, condition, observation) for number in range(count)]
+        return self.draw(wanted, what=what, steps=steps, guidance=guidance, sampler=sampler)
+
+    def draw(
+        self,
+        wanted: Sequence[Wanted],
+        *,
+        what: What | None = None,
+        steps: int = 20,
+        guidance: float = 1.0,
+        sampler: Sampler | None = None,
+    ) -> list[Checkpoint]:
+        """Return a start for each that is wanted, together; each has the bytes that it has alone.
+
+        Raises:
+            CopyError: one of them is a copy of a member, however often it is drawn.
+            MetainitError: as for `generate`, for one of them.
+        """
+        chosen = self.what if what is None else what
+        how: dict[str, Any] = {"what": chosen}
         if chosen == "sample":
             how |= {"steps": steps, "guidance": guidance, "sampler": sampler}
+        told: dict[tuple[Condition, type, int], tuple[Conditions, str | None]] = {}
+        for one in wanted:
+            seen = one.observation
+            if one.told not in told:
+                known = self.conditions(one.condition, seen)
+                told[one.told] = (known, None if seen is None else _fingerprint(seen))
+        rows = [Row(told[one.told][0], one.seed) for one in wanted]
+        drawn = draw(self.generator, rows, chosen, steps=steps, guidance=guidance, sampler=sampler)
         return [
-            drawn_checkpoint(self.checkpoint, self.base, delta, own, {**how, "refused_copies": int(refused)})
-            for own, delta, refused in zip(seeds, drawn.deltas, drawn.refused, strict=True)
+            drawn_checkpoint(
+                self.checkpoint,
+                self.base,
+                delta,
+                one.seed,
+                {
+                    **how,
+                    "condition": one.condition,
+                    "observation": told[one.told][1],
+                    "refused_copies": int(refused),
+                },
+            )
+            for one, delta, refused in zip(wanted, drawn.deltas, drawn.refused, strict=True)
         ]
 
     def conditions(self, condition: Condition = None, observation: Tensor | None = None) -> Conditions:
