@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hypernets.generator.conditions import Conditions, conditions_of
+from hypernets.generator.conditions import Conditions, conditions_of, described
 from hypernets.generator.config import ConditionConfig
 from hypernets.generator.controls import (
     Conditional,
@@ -25,8 +25,8 @@ from hypernets.generator.settings import Setting
 from hypernets.generator.training import GeneratorTraining
 from metainit.domains.base import Observing, TaskBatch
 from metainit.domains.seeding import seed_of
-from metainit.errors import RecipeError, suggestion
-from pipelines.generator.preparation import PreparedGenerator, texts_of
+from metainit.errors import ConditionError, RecipeError, suggestion
+from pipelines.generator.preparation import CLASS, OBSERVATION, TEXT, PreparedGenerator, texts_of
 
 RIDGES = tuple(10.0**k for k in range(-5, 4))
 NOISES = (0.1, 0.3, 1.0)
@@ -82,16 +82,30 @@ def controls_of(
 
 
 def conditions_for(prepared: PreparedGenerator, config: ConditionConfig, tasks: TaskBatch) -> Conditions:
-    """Return what a generator is told of tasks."""
+    """Return what a generator is told of tasks.
+
+    Raises:
+        ConditionError: nothing of a kind is known of them.
+    """
+    domain, texts = prepared.domain, texts_of(tasks.conditions, prepared.domain)
+    has = {
+        CLASS: CLASS in tasks.conditions,
+        TEXT: bool(texts),
+        OBSERVATION: isinstance(domain, Observing),
+    }
+    if missing := [kind for kind in described(config) if not has[kind]]:
+        raise ConditionError(
+            f"the generator is told {' and '.join(missing)}, but the tasks of this domain have none: measure "
+            "it on a domain that has, or train one that is told something else (told.kinds)"
+        )
     seen = None
-    if config.observation:
-        assert isinstance(prepared.domain, Observing)
-        seen = prepared.domain.observed(tasks.support, tasks.shared)
+    if config.observation and isinstance(domain, Observing):
+        seen = domain.observed(tasks.support, tasks.shared)
     return conditions_of(
         config,
         len(tasks),
-        classes=tasks.conditions["class"] if config.classes else None,
-        texts=texts_of(tasks.conditions, prepared.domain) if config.text else (),
+        classes=tasks.conditions[CLASS] if config.classes else None,
+        texts=texts if config.text else (),
         observations=seen,
     )
 
@@ -104,7 +118,7 @@ def known_features(
     known = conditions_of(
         config,
         len(members),
-        classes=members.conditions["class"] if config.classes else None,
+        classes=members.conditions[CLASS] if config.classes else None,
         texts=members.texts if config.text else (),
         observations=members.conditions["observation"] if config.observation else None,
     )

@@ -61,11 +61,11 @@ def illustrate(prepared: PreparedGenerator, checkpoint: Path, evidence: Evidence
     from hypernets.generator.picture import draw_samples
 
     generator = _generator(prepared, checkpoint)
-    tasks = held_out(prepared.domain, "test", min(8, prepared.recipe.evidence.tasks))
+    tasks = told(held_out(prepared.domain, "test", min(8, prepared.recipe.evidence.tasks)), prepared)
     conditions = conditions_for(prepared, generator.config.conditions, tasks)
     drawn = generator.sample(conditions, list(range(len(tasks)))).deltas
-    values, members = generator.standardized(drawn), generator.standardized(prepared.members.deltas)
-    nearest = prepared.members.deltas[torch.cdist(values, members).argmin(1)]
+    members = prepared.members.deltas.to(prepared.device)
+    nearest = members[torch.cdist(generator.standardized(drawn), generator.standardized(members)).argmin(1)]
     starts = {"sample": drawn, "nearest member": nearest, "base": torch.zeros_like(drawn)}
     if generator.mean is not None:
         starts["mean"] = generator.sample(conditions, [0] * len(tasks), "mean").deltas
