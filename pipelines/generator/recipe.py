@@ -11,6 +11,7 @@ from hypernets.generator.checkpoints import RECIPE
 from hypernets.generator.config import GeneratorConfig, GeneratorTrainingConfig
 from metainit.card import Record
 from metainit.domains.registry import PLACES
+from metainit.errors import RecipeError
 from pipelines.recipe import EvidenceConfig, Recipe
 
 
@@ -46,8 +47,9 @@ class GeneratorEvidence(EvidenceConfig):
 class GeneratorRecipe(Recipe):
     """Everything that training a generator needs.
 
-    `zoo`: a folder, or the name of a zoo of which the newest finished build is used. `domain`: arguments on
-    top of those of the zoo's domain, such as where the data lie. What the conditions of `generator` are
+    `zoo`: a folder, or the name of a zoo of which the newest finished build is used; `zoo_digest`: the
+    SHA-256 of its manifest, which a run fills in, and which no other one may have. `domain`: arguments on top
+    of those of the zoo's domain, such as where the data lie. What the conditions of `generator` are
     follows from the zoo and from `told`. `start`: what a user gets who does not ask for anything else.
     `task_after`: the steps of the base's routine after which the task loss is taken, where
     `training.task_weight` is not zero.
@@ -61,9 +63,11 @@ class GeneratorRecipe(Recipe):
     """
 
     FOLLOWING = frozenset({RECIPE})
+    LATER = frozenset({"zoo_digest"})
 
     family: Literal["generator"] = "generator"
     zoo: str = Field(min_length=1, max_length=4096)
+    zoo_digest: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     domain: dict[str, Any] = Field(default_factory=dict)
     told: Told = Told()
     generator: GeneratorConfig = GeneratorConfig()
@@ -92,6 +96,23 @@ class GeneratorRecipe(Recipe):
         if "name" in self.domain:
             raise ValueError("domain.name is that of the zoo: leave it out")
         return self
+
+    def pinned(self) -> GeneratorRecipe:
+        """Return the recipe with the digest of the zoo that it names.
+
+        Raises:
+            RecipeError: it has the digest of another zoo.
+            RegistryError: no zoo has that name.
+        """
+        from pipelines.zoo.tracking import digest_of, find_zoo
+
+        digest = digest_of(find_zoo(self.zoo))
+        if self.zoo_digest not in ("", digest):
+            raise RecipeError(
+                f"zoo_digest: the zoo {self.zoo!r} has been built anew ({digest[:12]}…, expected "
+                f"{self.zoo_digest[:12]}…): leave zoo_digest out to train on this one, in a folder of its own"
+            )
+        return self.model_copy(update={"zoo_digest": digest})
 
     @property
     def places(self) -> dict[str, Any]:

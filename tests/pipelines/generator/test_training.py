@@ -146,7 +146,7 @@ def test_a_debug_recipe_ends_in_seconds(digits: Chain, tmp_path: Path) -> None:
     assert (card.network, card.domain) == (zoo.manifest.network, zoo.manifest.domain)
     assert card.routine == zoo.base.card.routine and card.provenance.data == zoo.manifest.data
     told = {k: v for k, v in card.provenance.recipe.items() if k not in GeneratorRecipe.FOLLOWING}
-    assert told == recipe.recorded()
+    assert told == recipe.pinned().recorded()
     assert str(tmp_path) not in card.canonical() and str(digits.zoo) not in card.canonical()
     said = description_of(card)
     assert said.start == "sample" and said.config.conditions.class_names == tuple("0123456789")
