@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from hypernets.generator.config import ConditionConfig
-from hypernets.generator.text import TEXT_ENCODERS
+from hypernets.generator.text import text_encoder
 from metainit.errors import ConditionError
 
 
@@ -111,7 +111,7 @@ def conditions_of(
             raise ConditionError(f"no class {wrong[0]}: {takes(config)}")
         values["class"] = chosen
     if "text" in known:
-        values["text"] = TEXT_ENCODERS[config.text]()(list(texts) if texts else [""] * count)
+        values["text"] = text_encoder(config.text)(list(texts) if texts else [""] * count)
     if "observation" in known:
         shape = config.observation
         seen = torch.zeros(count, *shape) if observations is None else observations.detach().cpu().float()
@@ -189,7 +189,7 @@ class Conditioner(nn.Module):
         if config.classes:
             encoders["class"] = nn.Embedding(config.classes, width)
         if config.text:
-            encoders["text"] = Perceptron(TEXT_ENCODERS[config.text]().size, width)
+            encoders["text"] = Perceptron(text_encoder(config.text).size, width)
         if config.observation:
             sides = (config.thumbnail,) * 2 if config.thumbnail else config.observation[-2:]
             shape = (*config.observation[:-2], *sides)

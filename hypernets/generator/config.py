@@ -6,14 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from hypernets.generator.text import text_encoders
 from metainit.card import Record
+from metainit.errors import suggestion
 
 
 class ConditionConfig(Record):
     """What a generator can be told of a task; each kind may be left out of a request.
 
     `classes`: how many there are, none with 0; `class_names`: what they are called, if they are. `text`: the
-    encoder of descriptions, of `hypernets.generator.text.TEXT_ENCODERS`. `observation`: the shape of what is
+    encoder of descriptions, of `hypernets.generator.text.text_encoders`. `observation`: the shape of what is
     seen of a task, without the task axis. `encoder`: ``flat`` reads the observation as one vector;
     ``examples`` reads ``(ways, shots, ...)``, the mean of the shots' embeddings of each way. `thumbnail`: the
     side to which the last two axes are averaged before that, 0 for as they are. `observation_mean` and
@@ -27,7 +29,7 @@ class ConditionConfig(Record):
 
     classes: int = Field(default=0, ge=0, le=1_000_000)
     class_names: tuple[str, ...] = ()
-    text: Literal["", "ngrams"] = ""
+    text: str = Field(default="", max_length=200)
     observation: tuple[int, ...] = Field(default=(), max_length=8)
     encoder: Literal["flat", "examples"] = "flat"
     thumbnail: int = Field(default=0, ge=0, le=256)
@@ -36,6 +38,8 @@ class ConditionConfig(Record):
 
     @model_validator(mode="after")
     def _shapes_and_names(self) -> ConditionConfig:
+        if self.text and self.text not in (known := text_encoders()):
+            raise ValueError(f"no text encoder is called {self.text!r}: {suggestion(self.text, known)}")
         if self.class_names and len(set(self.class_names)) != self.classes:
             raise ValueError(f"{self.classes} classes need as many different names, got {self.class_names}")
         if any(side < 1 for side in self.observation):

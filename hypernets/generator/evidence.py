@@ -8,7 +8,7 @@ own routine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,12 +32,16 @@ ROUTINE = " (prior's routine)"
 
 @dataclass(frozen=True)
 class GivenStart:
-    """A start with weights of its own for each task; `seeded`: they depend on the seed."""
+    """A start with weights of its own for each task; `seeded`: they depend on the seed.
+
+    `facts`: what else there is to say of it once it has given all, such as how many draws were refused.
+    """
 
     name: str
     role: Role
     give: Given
     seeded: bool = True
+    facts: Mapping[str, int] = field(default_factory=dict)
 
 
 def measure_given(
@@ -179,7 +183,8 @@ def _both(
     tuned = [
         curve_of(on, start_given(start.name, ground, test, deltas), routines, test, steps) for deltas in given
     ]
-    described = {str(k): v.model_dump(mode="json") for k, v in sorted(routines.items())} | {"steps": headline}
+    facts = {"steps": headline, **start.facts}
+    described = {str(k): v.model_dump(mode="json") for k, v in sorted(routines.items())} | facts
     # A user's `adapt` runs the base's routine, so that is what a headline is about, where there is one.
     beside: Role = "source" if start.role == "candidate" and ground.routine is not None else start.role
     found = [Series(start.name, beside, described, _stacked(tuned, len(seeds)))]
@@ -189,7 +194,7 @@ def _both(
             curve_of(on, start_given(name, ground, test, deltas, own_routine=True), {}, test, steps)
             for deltas in given
         ]
-        routine = ground.routine.model_dump(mode="json", exclude={"per_tensor"}) | {"steps": headline}
+        routine = ground.routine.model_dump(mode="json", exclude={"per_tensor"}) | facts
         found.append(Series(name, start.role, routine, _stacked(curves, len(seeds))))
     return found
 

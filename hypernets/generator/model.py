@@ -207,8 +207,9 @@ class Generator(nn.Module):
             refused[waiting] += 1
         if len(waiting):
             raise CopyError(
-                f"{len(waiting)} of {len(seeds)} samples are copies of members after {ATTEMPTS} more draws: "
-                "the generator has learned its members by heart; train it on more of them, or for fewer steps"
+                f"{len(waiting)} of {len(seeds)} samples are copies of members after {ATTEMPTS} more draws "
+                f"({_listed([seeds[i] for i in waiting.tolist()])}): the generator has learned its members "
+                "by heart; train it on more of them, or for fewer steps"
             )
         deltas = self.deltas(values, conditions)
         if not bool(torch.isfinite(deltas).all()):
@@ -241,6 +242,13 @@ class Generator(nn.Module):
     def residuals(self, noise: Tensor, conditions: Conditions, steps: int) -> Tensor:
         """Return what noise (B, d) becomes in some steps, in standardized residuals (B, d)."""
         return self._many(noise, conditions, steps, 1.0, None)
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    """Return seeds in words, each once, not more than an error should hold."""
+    own = list(dict.fromkeys(seeds))
+    more = ", ..." if len(own) > SHOWN else ""
+    return f"seed{'s' * (len(own) > 1)} {', '.join(map(str, own[:SHOWN]))}{more}"
 
 
 def generator_from(

@@ -23,6 +23,7 @@ from hypernets.generator.evidence import Given, Note
 from hypernets.generator.model import Generator
 from hypernets.generator.settings import Setting
 from hypernets.generator.training import GeneratorTraining
+from hypernets.generator.usable import known_conditions
 from metainit.domains.base import Observing, TaskBatch
 from metainit.domains.seeding import seed_of
 from metainit.errors import ConditionError, RecipeError, suggestion
@@ -60,7 +61,7 @@ def controls_of(
         if name not in CONTROLS:
             raise RecipeError(f"no control of generators is called {name!r}; {suggestion(name, CONTROLS)}")
     deltas = prepared.members.deltas.to(prepared.device)
-    features, of = known_features(prepared, generator.config.conditions)
+    features, of = known_features(prepared, generator)
     still = of(zoo_mean(torch.zeros_like(deltas)))
     # With less and less noise a noised member becomes the nearest one, which is there in its own right.
     noised = cache(lambda setting: of(noised_member(features, deltas, *setting)))
@@ -111,17 +112,15 @@ def conditions_for(prepared: PreparedGenerator, config: ConditionConfig, tasks: 
 
 
 def known_features(
-    prepared: PreparedGenerator, config: ConditionConfig
+    prepared: PreparedGenerator, generator: Generator
 ) -> tuple[Tensor, Callable[[Conditional], Given]]:
-    """Return the features of the members, and what makes a start of a control that reads such features."""
-    members = prepared.members
-    known = conditions_of(
-        config,
-        len(members),
-        classes=members.conditions[CLASS] if config.classes else None,
-        texts=members.texts if config.text else (),
-        observations=members.conditions["observation"] if config.observation else None,
-    )
+    """Return the features of the members, and what makes a start of a control that reads such features.
+
+    Raises:
+        ConditionError: the members lack a kind that the generator is told.
+    """
+    config = generator.config.conditions
+    known = known_conditions(generator, prepared.members)
 
     def seen(conditions: Conditions) -> Tensor:
         return features_of(conditions, config.classes, config.encoder == "examples").to(prepared.device)

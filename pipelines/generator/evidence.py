@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from hypernets.generator.checkpoints import Base, description_of, read_generator
 from hypernets.generator.evidence import (
-    Given,
     GivenStart,
     Note,
     best_setting,
@@ -24,6 +23,7 @@ from metainit import checkpoint as files
 from metainit.checkpoint import Checkpoint
 from metainit.domains.base import TaskBatch
 from metainit.domains.seeding import seed_of
+from metainit.errors import CopyError
 from metainit.evidence.measuring import Evidence, held_out
 from metainit.networks import build, function_of
 from pipelines.generator.controls import CONTROLS, conditions_for, controls_of
@@ -98,8 +98,19 @@ def _measured(
     generator = generator.to(prepared.device)
     network, ground = _ground(prepared, stored, base)
     tuning = told(held_out(prepared.domain, "validation", prepared.recipe.evidence.tuning), prepared)
-    starts = own_starts(prepared, generator, description_of(stored.card).start)
     say = note or (lambda text: None)
+    starts = []
+    for start in own_starts(prepared, generator, description_of(stored.card).start, keep=True):
+        try:
+            for seed in seeds:
+                for tasks in (tuning, test):
+                    start.give(tasks, seed)
+        except CopyError as error:
+            if start.role == "candidate":
+                raise CopyError(f"no evidence of {start.name!r}, because {error}") from error
+            say(f"no evidence of {start.name!r}, because {error}")
+        else:
+            starts.append(start)
     at = headline_of(ground, steps, headline)
     for name, control in controls_of(prepared, generator, controls, say).items():
         say(f"making the control {name}")
@@ -134,24 +145,33 @@ def _ground(prepared: PreparedGenerator, stored: Checkpoint, base: Base) -> tupl
 
 
 def own_starts(
-    prepared: PreparedGenerator, generator: Generator, default: What | None = None
+    prepared: PreparedGenerator, generator: Generator, default: What | None = None, *, keep: bool = False
 ) -> list[GivenStart]:
-    """Return what a generator gives, each on its own; its default, or else the recipe's, is the candidate."""
+    """Return what a generator gives, each on its own; its default, or else the recipe's, is the candidate.
+
+    `keep`: draw once for the same tasks and the same seed, and count the copies that were refused.
+    """
     first = prepared.recipe.start if default is None else default
     has: list[What] = ["sample"]
     has += ["mean"] if generator.mean is not None else []
     has += ["one_step"] if generator.student is not None else []
     ordered: list[What] = [first, *(what for what in has if what != first)]
 
-    def giving(what: What) -> Given:
+    def start_of(what: What) -> GivenStart:
+        facts = {"refused_copies": 0} if keep and what != "mean" else {}
+        given: dict[tuple[tuple[str, ...], int], Tensor] = {}
+
         def give(tasks: TaskBatch, seed: int) -> Tensor:
+            if keep and (tasks.ids, seed) in given:
+                return given[tasks.ids, seed]
             conditions = conditions_for(prepared, generator.config.conditions, tasks)
             own = [seed_of("evidence", seed, name) for name in tasks.ids]
-            return generator.sample(conditions, own, what).deltas
+            drawn = generator.sample(conditions, own, what)
+            if keep:
+                given[tasks.ids, seed] = drawn.deltas
+                facts.update({name: count + int(drawn.refused.sum()) for name, count in facts.items()})
+            return drawn.deltas
 
-        return give
+        return GivenStart(what, "candidate" if what == first else "source", give, what != "mean", facts)
 
-    return [
-        GivenStart(what, "candidate" if what == first else "source", giving(what), what != "mean")
-        for what in ordered
-    ]
+    return [start_of(what) for what in ordered]

@@ -139,7 +139,7 @@ def conditions_config(told: Told, members: Members, domain: Domain) -> Condition
     return ConditionConfig(
         classes=classes,
         class_names=names if len(names) == classes else (),
-        text="ngrams" if TEXT in told.kinds else "",
+        text=told.text if TEXT in told.kinds else "",
         observation=tuple(members.conditions[OBSERVATION].shape[1:]) if seen else (),
         encoder=told.encoder,
         thumbnail=told.thumbnail if seen else 0,

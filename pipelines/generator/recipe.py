@@ -9,20 +9,23 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from hypernets.generator.checkpoints import RECIPE
 from hypernets.generator.config import GeneratorConfig, GeneratorTrainingConfig
+from hypernets.generator.text import text_encoders
 from metainit.card import Record
 from metainit.domains.registry import PLACES
-from metainit.errors import RecipeError
+from metainit.errors import RecipeError, suggestion
 from pipelines.recipe import EvidenceConfig, Recipe
 
 
 class Told(Record):
     """What the generator is told of a task: `kinds` of the zoo's conditions.
 
-    `encoder` and `thumbnail`: how an observation is read (`hypernets.generator.config.ConditionConfig`).
+    `encoder` and `thumbnail`: how an observation is read (`hypernets.generator.config.ConditionConfig`);
+    `text`: what reads descriptions, of `hypernets.generator.text.text_encoders`.
     """
 
     kinds: tuple[Literal["class", "observation", "text"], ...] = ("class",)
     encoder: Literal["flat", "examples"] = "flat"
+    text: str = Field(default="ngrams", min_length=1, max_length=200)
     thumbnail: int = Field(default=0, ge=0, le=256)
 
     @field_validator("kinds")
@@ -31,6 +34,13 @@ class Told(Record):
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"kinds are {kinds}, expected each once")
         return kinds
+
+    @field_validator("text")
+    @classmethod
+    def _known(cls, text: str) -> str:
+        if text not in (known := text_encoders()):
+            raise ValueError(f"no text encoder is called {text!r}: {suggestion(text, known)}")
+        return text
 
 
 class GeneratorEvidence(EvidenceConfig):

@@ -41,6 +41,7 @@ WRONG = [
     ("generator.conditions={classes: 3}", ["generator.conditions follow from the zoo and from told"]),
     ("training.step=3", ["training.step", "did you mean 'steps'"]),
     ("told.kinds=[clas]", ["told.kinds", "clas"]),
+    ("told.text=ngram", ["told.text", "did you mean 'ngrams'"]),
     ("told.kinds=[class, class]", ["told.kinds", "each once"]),
     ("domain.name=image", ["domain.name is that of the zoo"]),
     ("evidence.tunings=3", ["evidence.tunings", "did you mean 'tuning'"]),

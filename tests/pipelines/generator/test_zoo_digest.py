@@ -8,12 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from metainit import checkpoint
 from metainit.errors import ConditionError, RecipeError
 from metainit.evidence.measuring import held_out
 from pipelines.folder import CHECKPOINT, default_folder
-from pipelines.generator.evidence import measure_again
+from pipelines.generator.evidence import measure_again, measure_generator
 from pipelines.generator.preparation import prepare_generator
 from pipelines.generator.recipe import GeneratorRecipe
 from pipelines.recipe import read_recipe
@@ -86,3 +87,19 @@ def test_a_champion_that_is_told_what_tasks_do_not_have_is_refused(
     evidence: Any = SimpleNamespace(record=SimpleNamespace(task_ids=ids, steps=[0, 1], seeds=[0]))
     with pytest.raises(ConditionError, match="is told class, but the tasks of this domain have none"):
         measure_again(prepared, evidence, champion)
+
+
+def test_copies_are_counted_in_the_evidence_or_there_is_none_and_why(tmp_path: Path) -> None:
+    zoo = zoo_in(tmp_path / "one")
+    recipe = recipe_of(zoo, start="mean", evidence={"tasks": 2, "tuning": 2, "steps": [0], "seeds": [0]})
+    prepared, file = prepare_generator(recipe), trained(recipe, tmp_path / "run")
+    said: list[str] = []
+    record = measure_generator(prepared, file, said.append, ["prior"]).record
+    facts = {c.source: c.routine for c in record.curves}
+    assert facts["sample"]["refused_copies"] == 0 and "refused_copies" not in facts["mean"]
+    stored = checkpoint.load(file)
+    strict = {**stored.tensors, "generator.sketch.threshold": torch.tensor(1e6)}
+    checkpoint.save(tmp_path / "strict.safetensors", strict, stored.card)
+    record = measure_generator(prepared, tmp_path / "strict.safetensors", said.append, ["prior"]).record
+    assert not any(c.source.startswith("sample") for c in record.curves)
+    assert any("no evidence of 'sample', because 2 of 2 samples are copies" in text for text in said)
