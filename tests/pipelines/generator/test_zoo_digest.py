@@ -13,7 +13,7 @@ import torch
 from metainit import checkpoint
 from metainit.errors import ConditionError, RecipeError
 from metainit.evidence.measuring import held_out
-from pipelines.folder import CHECKPOINT, default_folder
+from pipelines.folder import CHECKPOINT, SCRATCH, default_folder
 from pipelines.generator.evidence import measure_again, measure_generator
 from pipelines.generator.preparation import prepare_generator
 from pipelines.generator.recipe import GeneratorRecipe
@@ -73,6 +73,7 @@ def test_a_rebuilt_zoo_is_another_one(tmp_path: Path) -> None:
     checkpoint.save(
         run / CHECKPOINT, stored.tensors, stored.card.model_copy(update={"provenance": provenance})
     )
+    shutil.rmtree(run / SCRATCH)
     assert trained(recipe, run) == run / CHECKPOINT
 
 
