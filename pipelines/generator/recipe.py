@@ -73,7 +73,7 @@ class GeneratorRecipe(Recipe):
     """
 
     FOLLOWING = frozenset({RECIPE})
-    LATER = frozenset({"zoo_digest"})
+    LATER = frozenset({"zoo_digest", "told.text"})
 
     family: Literal["generator"] = "generator"
     zoo: str = Field(min_length=1, max_length=4096)
