@@ -36,7 +36,5 @@ def test_a_package_brings_an_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_encoder_that_is_not_there_is_named() -> None:
-    with pytest.raises(
-        ConditionError, match=r"called 'ngram'; did you mean 'ngrams'"
-    ):
+    with pytest.raises(ConditionError, match=r"called 'ngram'; did you mean 'ngrams'"):
         text.text_encoder("ngram")
