@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.cells import Cells, cpu_seconds, machine
-from benchmarks.generated_fitting import NEVER, Fitting, Search, crossings
+from benchmarks.generated_fitting import ADAM, Fitting, Search, crossings
 from benchmarks.generated_judge import judge_of
 from benchmarks.generated_starts import SEEDS, Made, made
 from hypernets.generator.checkpoints import read_generator
 from hypernets.generator.conditions import conditions_of
-from hypernets.generator.controls import nearest_member, noised_member, ridge, zoo_mean
+from hypernets.generator.controls import noised_member
 from hypernets.generator.copies import copy_test
 from hypernets.generator.evidence import Given, rendered
 from hypernets.generator.model import Generator
+from hypernets.generator.settings import Setting, search
 from metainit import checkpoint as files
 from metainit import init_
 from metainit.domains.base import TaskBatch
@@ -38,14 +40,8 @@ from metainit.domains.seeding import seed_of
 from metainit.evidence.measuring import held_out
 from metainit.evidence.statistics import Values
 from metainit.networks import build
-from pipelines.generator.evidence import (
-    NOISES,
-    REGRESSIONS,
-    RIDGES,
-    known_features,
-    own_starts,
-    regressors,
-)
+from pipelines.generator.controls import CONTROLS, NOISES, Control, controls_of
+from pipelines.generator.evidence import own_starts
 from pipelines.generator.preparation import PreparedGenerator
 
 TARGET = 25.0
@@ -73,23 +69,13 @@ def right(predict: Callable[[Tensor], Tensor], query: dict[str, Tensor], shared:
     return (predict(query["images"]).argmax(-1) == query["labels"]).float().mean()
 
 
-def candidates(
-    prepared: PreparedGenerator, generator: Generator, regressions: Sequence[tuple[float, float]]
-) -> dict[str, tuple[list[Given], bool]]:
-    """Return every start by name: its settings to choose among, and whether it depends on a seed."""
-    deltas = prepared.members.deltas
-    features, of = known_features(prepared, generator.config.conditions)
-    found: dict[str, tuple[list[Given], bool]] = {
-        start.name: ([start.give], start.seeded) for start in own_starts(prepared, generator)
+def candidates(prepared: PreparedGenerator, generator: Generator) -> dict[str, Control]:
+    """Return every start by name, the generator's own first; these have one setting."""
+    own = {
+        start.name: Control(lambda setting, give=start.give: give, start.seeded)
+        for start in own_starts(prepared, generator)
     }
-    found["prior"] = ([of(zoo_mean(torch.zeros_like(deltas)))], False)
-    found["zoo_mean"] = ([of(zoo_mean(deltas))], False)
-    found["noised_member"] = ([of(noised_member(features, deltas, noise)) for noise in NOISES], True)
-    found["nearest_member"] = ([of(nearest_member(features, deltas))], True)
-    found["ridge"] = ([of(ridge(features, deltas, strength)) for strength in RIDGES], False)
-    if regressions:
-        found["regressor"] = (regressors(prepared, generator, print, regressions), False)
-    return found
+    return own | controls_of(prepared, generator, CONTROLS, print)
 
 
 def ordinary(prepared: PreparedGenerator) -> Given:
@@ -118,31 +104,39 @@ def observation(cells: Cells, seed: int) -> None:
     prepared, generator = loaded(chain, "observation")
     domain = prepared.domain
     tuning, test = held_out(domain, "validation", TUNING), held_out(domain, "test", REPORTED)
-    starts = candidates(prepared, generator, _regressions(cells, "observation", seed))
-    starts["ordinary"] = ([ordinary(prepared)], True)
+    starts = candidates(prepared, generator)
+    drawn = ordinary(prepared)
+    starts["ordinary"] = Control(lambda setting: drawn, seeded=True)
+    _forget(cells, starts)
+    first = {} if seed == SEEDS[0] else cells.values
 
     def compute(name: str) -> dict[str, Any]:
-        choices, _ = starts[name]
+        control = starts[name]
         steps = STEPS["ordinary" if name == "ordinary" else "given"]
         fit = Fitting(prepared.ground, tuning, psnr, steps)
-        best: tuple[float, int, float, dict[str, float]] = (-NEVER, 0, 0.0, {})
-        for number, give in enumerate(choices):
-            deltas, search = give(tuning, seed), Search()
-            rate = search.best(lambda r, d=deltas: -float(crossings(fit.adam(d, r), TARGET).mean()))
-            if search.scores[rate] > best[0]:
-                best = (search.scores[rate], number, rate, {f"{k:g}": v for k, v in search.scores.items()})
-        _, number, rate, tried = best
-        deltas = choices[number](test, seed)
+        found: dict[Setting, Search] = {}
+
+        def score(setting: Setting) -> float:
+            deltas = control.make(setting)(tuning, seed)
+            found[setting] = sizes = Search()
+            rate = sizes.best(lambda r: -float(crossings(fit.adam(deltas, r), TARGET).mean()))
+            return sizes.scores[rate]
+
+        before = first.get(f"observation/{name}/{SEEDS[0]}")
+        chosen = search(_grid(control, before and before["setting"]), score)
+        tried = found[chosen.best].scores
+        rate = max(tried, key=lambda r: tried[r])
+        deltas = control.make(chosen.best)(test, seed)
         whole = replace(fit, tasks=test)
         began = time.perf_counter()
         curves = whole.adam(deltas, rate)
         seconds = time.perf_counter() - began
         own = whole.routine(deltas)
         return {
-            "setting": number,
-            "settings": len(choices),
+            "setting": list(chosen.best),
+            "settings": [[*setting, round(value, 4)] for setting, value in sorted(chosen.scores.items())],
             "step_size": rate,
-            "tried": tried,
+            "tried": {f"{size:g}": value for size, value in tried.items()},
             "crossings": crossings(curves, TARGET).round(3).tolist(),
             "curve": _mean(curves),
             "routine": own[:, -1].round(3).tolist(),
@@ -161,13 +155,13 @@ def observation(cells: Cells, seed: int) -> None:
         for name in ("mean", "ordinary"):
             cell = cells.values[f"observation/{name}/{seed}"]
             count = int(np.ceil(np.quantile(cell["crossings"], 0.5)))
-            choices, _ = starts[name]
+            give = starts[name].make(_chosen(starts[name], cell))
             fit = Fitting(prepared.ground, test, psnr, max(1, count))
             runs = []
             for _ in range(3):
                 began = time.perf_counter()
                 # An ordinary start costs nothing worth counting where it is drawn for all at once.
-                deltas = choices[cell["setting"]](test, seed)
+                deltas = give(test, seed)
                 if name == "ordinary":
                     began = time.perf_counter()
                 fit.adam(deltas, cell["step_size"])
@@ -184,35 +178,37 @@ def tasks(cells: Cells, seed: int) -> None:
     prepared, generator = loaded(chain, "observation")
     domain = prepared.domain
     tuning, test = held_out(domain, "validation", TUNING), held_out(domain, "test", REPORTED)
-    starts = candidates(prepared, generator, _regressions(cells, "tasks", seed))
+    starts = candidates(prepared, generator)
+    first = {} if seed == SEEDS[0] else cells.values
 
     def compute(name: str) -> dict[str, Any]:
-        choices, _ = starts[name]
+        control = starts[name]
         fit = Fitting(prepared.ground, tuning, right, max(TASK_STEPS), at_once=64)
-        chosen: dict[int, tuple[float, int, float]] = {}
-        for number, give in enumerate(choices):
-            deltas, kept = give(tuning, seed), {}
+        given = cache(lambda setting: control.make(setting)(tuning, seed))
+        curve = cache(lambda setting, rate: fit.adam(given(setting), rate))
+        before = first.get(f"tasks/{name}/{SEEDS[0]}")
+        found: dict[str, Any] = {"chosen": {}, "settings": {}}
+        for steps in TASK_STEPS:
+            rates: dict[Setting, float] = {}
 
-            def curve(rate: float, d: Tensor = deltas, kept: dict[float, Values] = kept) -> Values:
-                if rate not in kept:
-                    kept[rate] = fit.adam(d, rate)
-                return kept[rate]
+            def accuracy(setting: Setting, rate: float, steps: int = steps) -> float:
+                return float(curve(setting, rate)[:, steps].mean())
 
-            for steps in TASK_STEPS:
-                rate = 0.0 if steps == 0 else Search().best(lambda r, s=steps: float(curve(r)[:, s].mean()))
-                score = float(curve(rate or 1e-3)[:, steps].mean())
-                if steps not in chosen or score > chosen[steps][0]:
-                    chosen[steps] = (score, number, rate)
-        found: dict[str, Any] = {
-            "settings": len(choices),
-            "chosen": {str(s): c[1:] for s, c in chosen.items()},
-        }
-        for steps, (_, number, rate) in chosen.items():
+            def score(setting: Setting, steps: int = steps, of: Any = accuracy, rates: Any = rates) -> float:
+                rates[setting] = Search().best(lambda r: of(setting, r)) if steps else ADAM[0]
+                return float(of(setting, rates[setting]))
+
+            chosen = search(_grid(control, before and before["chosen"][str(steps)][0]), score)
+            rate = rates[chosen.best]
+            found["chosen"][str(steps)] = [list(chosen.best), rate]
+            found["settings"][str(steps)] = [
+                [*setting, round(value, 4)] for setting, value in sorted(chosen.scores.items())
+            ]
             whole = replace(fit, tasks=test, steps=steps)
-            found[f"accuracy@{steps}"] = (
-                whole.adam(choices[number](test, seed), rate)[:, -1].round(4).tolist()
-            )
-        own = replace(fit, tasks=test).routine(choices[chosen[0][1]](test, seed))
+            deltas = control.make(chosen.best)(test, seed)
+            found[f"accuracy@{steps}"] = whole.adam(deltas, rate)[:, -1].round(4).tolist()
+        at_once = control.make(tuple(found["chosen"]["0"][0]))(test, seed)
+        own = replace(fit, tasks=test).routine(at_once)
         return found | {"routine": own[:, -1].round(4).tolist(), "machine": machine()}
 
     for name in starts:
@@ -325,15 +321,24 @@ def sampling(cells: Cells) -> None:
     cells.cell("sampling/transformer", lambda: timed(transformer))
 
 
-def _regressions(cells: Cells, part: str, seed: int) -> Sequence[tuple[float, float]]:
-    """Return what regressors are tried: of later seeds the best of the first; none where all is measured."""
-    if f"{part}/regressor/{seed}" in cells.values:
-        return []
-    first = cells.values.get(f"{part}/regressor/{SEEDS[0]}")
-    if seed == SEEDS[0] or first is None:
-        return REGRESSIONS
-    number = first["setting"] if "setting" in first else first["chosen"]["10"][0]
-    return [REGRESSIONS[number]]
+def _grid(control: Control, earlier: Sequence[float] | None) -> tuple[tuple[float, ...], ...]:
+    """Return where a search begins: for later seeds at what the first one has chosen, and nowhere else."""
+    if earlier is None or not control.grid:
+        return control.grid
+    return tuple((value,) for value in earlier)
+
+
+def _forget(cells: Cells, starts: Mapping[str, Control]) -> None:
+    """Leave out cells that have the number of their setting on a grid, which means nothing on another one."""
+    for name, control in starts.items():
+        for key in (f"observation/{name}/{seed}" for seed in SEEDS):
+            if control.grid and isinstance(cells.values.get(key, {}).get("setting"), int):
+                del cells.values[key]
+
+
+def _chosen(control: Control, cell: Mapping[str, Any]) -> Setting:
+    """Return the setting that a cell was measured with."""
+    return tuple(cell["setting"]) if control.grid else ()
 
 
 def _mean(curves: Values) -> list[float]:

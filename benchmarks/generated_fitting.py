@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from hypernets.generator.task_loss import Ground
-from metainit.adaptation import ADAM_BETAS, ADAM_EPSILON
+from metainit.adaptation import ADAM_BETAS, ADAM_EPSILON, learned_step_sizes
 from metainit.domains.base import TaskBatch
 from metainit.evidence.curves import GRID_RATIO
 from metainit.evidence.statistics import Values
@@ -77,10 +77,12 @@ class Fitting:
         """Return the step size of each number."""
         ground = self.ground
         assert ground.routine is not None
-        learned: Mapping[str, Tensor | Sequence[float]] = ground.step_sizes or ground.routine.per_tensor
+        learned = learned_step_sizes(ground.routine, ground.step_sizes or {})
         parts = []
         for name, shape in zip(ground.layout.names, ground.layout.shapes, strict=True):
-            size = learned[name][step] if name in learned else ground.routine.step_size
+            own = learned.get(name)
+            # Past the steps that were learned the last step size goes on.
+            size = ground.routine.step_size if own is None else own[min(step, len(own) - 1)]
             parts.append(torch.as_tensor(size, dtype=torch.float32).expand(shape).flatten())
         return torch.cat(parts)
 

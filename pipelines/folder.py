@@ -119,7 +119,9 @@ class RunFolder:
     def _check(self, card: Card) -> None:
         own = {k: v for k, v in card.provenance.recipe.items() if k not in self.recipe.FOLLOWING}
         before, now = flatten(own), flatten(self.recipe.recorded())
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        skipped = self.recipe.LATER - before.keys()
+        keys = (before.keys() | now.keys()) - skipped
+        changed = sorted(key for key in keys if before.get(key) != now.get(key))
         if changed:
             listed = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed[:5])
             raise RecipeError(

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 DIGITS = 4
 """Of the number in a file's name."""
+LARGEST_COUNT = 65_536
+"""As many as a generator gives."""
+AT_ONCE = 256
+"""Starts that are drawn and written before the next ones: more need not be in memory."""
 What = Literal["sample", "mean", "one_step"]
 
 
@@ -45,8 +49,9 @@ class Generates(Protocol):
         condition: str | None,
         observation: Tensor | None,
         what: What,
+        **how: Any,
     ) -> Sequence[Checkpoint]:
-        """Return checkpoints of one network each."""
+        """Return checkpoints of one network each; `how` they are sampled, where that is said."""
         ...
 
 
@@ -59,9 +64,10 @@ def generate(
         str | None, typer.Option(help="a class, by its number or its name, or a description")
     ] = None,
     observation: Annotated[
-        Path | None, typer.Option(help="what is seen of the task: an image, or an array in an npy file")
+        Path | None,
+        typer.Option(help="what is seen of the task: an image, or an npy file of values in [0, 1]"),
     ] = None,
-    count: Annotated[int, typer.Option("-n", min=1, max=100_000, help="how many starts")] = 1,
+    count: Annotated[int, typer.Option("-n", min=1, max=LARGEST_COUNT, help="how many starts")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="the first one's; each has a seed of its own")] = 0,
     what: Annotated[
         str, typer.Option(help="sample; one_step, which is faster; or mean, which is the same for every seed")
@@ -69,6 +75,16 @@ def generate(
     server: Annotated[
         str | None, typer.Option("--server", metavar="URL", help="a generator on this endpoint, drawn there")
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="of the sampler; 20 unless given")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="how much the condition counts, 1 as in the zoo")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="ddim, dpm_solver++ or, for a flow, euler; the quickest unless given")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files that are there")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="answer in JSON")] = False,
 ) -> None:
     """Draw initial weights, as many different ones as you like, each a checkpoint of its own."""
@@ -85,23 +101,34 @@ def generate(
             f"{source!r} is a {start.card.kind}, which generates nothing: name a generator (kind generator)"
         )
     seen = None if observation is None else _observed(observation, start.observed_shape)
-    drawn = start.generate(count, seed, condition=condition, observation=seen, what=cast("What", what))
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for number, stored in enumerate(drawn):
-        path = out / f"{start.card.name}-{number:0{DIGITS}}{checkpoint.SUFFIX}"
-        saved = checkpoint.save(path, stored.tensors, stored.card)
-        recipe = saved.card.provenance.recipe
-        written.append(
-            {
-                "path": str(path),
-                "seed": next(iter(saved.card.provenance.seeds), None),
-                "refused_copies": recipe.get("refused_copies", 0),
-                "digest": saved.card.digest,
-            }
+    paths = [out / f"{start.card.name}-{n:0{DIGITS}}{checkpoint.SUFFIX}" for n in range(count)]
+    if not overwrite and (there := next((path for path in paths if path.exists()), None)):
+        raise SourceError(f"{there} is there already: choose another folder, or replace it with --overwrite")
+    given = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    how = {name: value for name, value in given.items() if value is not None}
+    written: list[dict[str, Any]] = []
+    for begin in range(0, count, AT_ONCE):
+        some = paths[begin : begin + AT_ONCE]
+        drawn = start.generate(
+            len(some), seed + begin, condition=condition, observation=seen, what=cast("What", what), **how
         )
+        out.mkdir(parents=True, exist_ok=True)
+        written += [_saved(path, stored) for path, stored in zip(some, drawn, strict=True)]
     answer = {"generator": start.card.name, "what": what, "condition": condition, "files": written}
     typer.echo(json.dumps(answer, indent=2) if as_json else _in_words(answer))
+
+
+def _saved(path: Path, stored: Checkpoint) -> dict[str, Any]:
+    """Write a start, and return what there is to say of it."""
+    from metainit import checkpoint
+
+    saved = checkpoint.save(path, stored.tensors, stored.card)
+    return {
+        "path": str(path),
+        "seed": next(iter(saved.card.provenance.seeds), None),
+        "refused_copies": saved.card.provenance.recipe.get("refused_copies", 0),
+        "digest": saved.card.digest,
+    }
 
 
 def _in_words(answer: dict[str, Any]) -> str:

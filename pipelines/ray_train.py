@@ -90,6 +90,7 @@ def run_on_ray(
 
     path = Path(folder).absolute()
     prepared = prepare(recipe, torch.device("cpu"))
+    recipe = prepared.recipe
     run = RunFolder(path, recipe, prepared.source)
     run.begin()
     opener = open_sink or (lambda: open_run(recipe, path))

@@ -60,6 +60,8 @@ class Recipe(Record):
     """Settings that may change when a run is resumed: they do not change the weights."""
     FOLLOWING: ClassVar[frozenset[str]] = frozenset()
     """Keys that a card has beside the recipe's own: they follow from recipe and data."""
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Keys that runs of earlier versions have not recorded: where one is not there, anything goes."""
 
     schema_version: Literal[1] = 1
     family: str = DEFAULT_FAMILY
@@ -81,6 +83,10 @@ class Recipe(Record):
     def places(self) -> dict[str, Any]:
         """Key, as it is written in the recipe -> where data lie on some machine."""
         return {}
+
+    def pinned(self) -> Recipe:
+        """Return the recipe with the digest of what it names, where a name may come to mean another thing."""
+        return self
 
     def dump(self) -> dict[str, Any]:
         """Return the whole recipe, defaults included, as a JSON value that `read_recipe` reads back."""

@@ -48,7 +48,7 @@ def train(
     from pipelines.ray_train import run_on_ray
     from pipelines.tracking import MlflowSink
 
-    chosen = load_or_refuse(recipe, settings)
+    chosen = load_or_refuse(recipe, settings).pinned()
     folder = (out or default_folder(chosen)).absolute()
     with display() as shown:
         shown.note(f"{chosen.name} -> {folder}; reading the data and starting Ray")

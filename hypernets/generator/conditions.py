@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from hypernets.generator.config import ConditionConfig
-from hypernets.generator.text import TEXT_ENCODERS
+from hypernets.generator.text import text_encoder
 from metainit.errors import ConditionError
 
 
@@ -31,7 +31,7 @@ class Conditions:
 
     def __getitem__(self, which: slice | Tensor) -> Conditions:
         """Return those of some of the tasks: a slice, or a tensor of indices."""
-        count = len(torch.arange(self.count)[which])
+        count = len(range(self.count)[which]) if isinstance(which, slice) else _count(which)
         return Conditions(
             {k: v[which] for k, v in self.values.items()},
             {k: v[which] for k, v in self.present.items()},
@@ -54,6 +54,11 @@ class Conditions:
         """Return the same on a device."""
         values = {k: v.to(device) for k, v in self.values.items()}
         return Conditions(values, {k: v.to(device) for k, v in self.present.items()}, self.count)
+
+
+def _count(which: Tensor) -> int:
+    """Return how many rows a mask or a tensor of indices picks, wherever it lies."""
+    return int(which.sum()) if which.dtype == torch.bool else len(which)
 
 
 def joined(parts: Sequence[Conditions]) -> Conditions:
@@ -98,20 +103,20 @@ def conditions_of(
     given = {"class": classes, "text": texts or None, "observation": observations}
     known = described(config)
     if alien := sorted(kind for kind, value in given.items() if value is not None and kind not in known):
-        raise ConditionError(f"no {' or '.join(alien)}: {_takes(known)}")
+        raise ConditionError(f"no {' or '.join(alien)}: {takes(config)}")
     values: dict[str, Tensor] = {}
     if "class" in known:
         chosen = torch.zeros(count, dtype=torch.int64) if classes is None else classes.cpu().long()
         if wrong := [c for c in chosen.tolist() if not 0 <= c < config.classes]:
-            raise ConditionError(f"no class {wrong[0]}: {_takes(known)}")
+            raise ConditionError(f"no class {wrong[0]}: {takes(config)}")
         values["class"] = chosen
     if "text" in known:
-        values["text"] = TEXT_ENCODERS[config.text]()(list(texts) if texts else [""] * count)
+        values["text"] = text_encoder(config.text)(list(texts) if texts else [""] * count)
     if "observation" in known:
         shape = config.observation
         seen = torch.zeros(count, *shape) if observations is None else observations.detach().cpu().float()
         if tuple(seen.shape[1:]) != shape:
-            raise ConditionError(f"no observation of the shape {tuple(seen.shape[1:])}: {_takes(known)}")
+            raise ConditionError(f"no observation of the shape {tuple(seen.shape[1:])}: {takes(config)}")
         if not bool(torch.isfinite(seen).all()):
             raise ConditionError("an observation has numbers that are not finite")
         values["observation"] = _pooled(seen, config.thumbnail)
@@ -119,6 +124,20 @@ def conditions_of(
         raise ConditionError(f"expected the conditions of {count} tasks, got {wrong_count}")
     present = {k: torch.full((count,), given[k] is not None) for k in values}
     return Conditions(values, present, count)
+
+
+def standardized(config: ConditionConfig, observations: Tensor) -> Tensor:
+    """Return observations ``(B, *shape)`` in [0, 1] as the domain of the zoo gives them.
+
+    Others, of a wrong shape, are left as they are: they are refused where they are read.
+    """
+    if not config.observation_mean or tuple(observations.shape[1:]) != config.observation:
+        return observations
+    mean, deviation = (
+        torch.tensor(value, device=observations.device)[:, None, None]
+        for value in (config.observation_mean, config.observation_deviation)
+    )
+    return (observations.float() - mean) / deviation
 
 
 def described(config: ConditionConfig) -> dict[str, str]:
@@ -138,8 +157,9 @@ def described(config: ConditionConfig) -> dict[str, str]:
     return {kind: words for kind, words in found.items() if words}
 
 
-def _takes(known: Mapping[str, str]) -> str:
-    said = "; ".join(f"{kind} ({words})" for kind, words in known.items())
+def takes(config: ConditionConfig) -> str:
+    """Return what a generator takes in a sentence."""
+    said = "; ".join(f"{kind} ({words})" for kind, words in described(config).items())
     return f"the generator takes {said or 'no condition'}"
 
 
@@ -169,7 +189,7 @@ class Conditioner(nn.Module):
         if config.classes:
             encoders["class"] = nn.Embedding(config.classes, width)
         if config.text:
-            encoders["text"] = Perceptron(TEXT_ENCODERS[config.text]().size, width)
+            encoders["text"] = Perceptron(text_encoder(config.text).size, width)
         if config.observation:
             sides = (config.thumbnail,) * 2 if config.thumbnail else config.observation[-2:]
             shape = (*config.observation[:-2], *sides)

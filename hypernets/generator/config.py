@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from hypernets.generator.text import text_encoders
 from metainit.card import Record
+from metainit.errors import suggestion
 
 
 class ConditionConfig(Record):
     """What a generator can be told of a task; each kind may be left out of a request.
 
     `classes`: how many there are, none with 0; `class_names`: what they are called, if they are. `text`: the
-    encoder of descriptions, of `hypernets.generator.text.TEXT_ENCODERS`. `observation`: the shape of what is
+    encoder of descriptions, of `hypernets.generator.text.text_encoders`. `observation`: the shape of what is
     seen of a task, without the task axis. `encoder`: ``flat`` reads the observation as one vector;
     ``examples`` reads ``(ways, shots, ...)``, the mean of the shots' embeddings of each way. `thumbnail`: the
-    side to which the last two axes are averaged before that, 0 for as they are.
+    side to which the last two axes are averaged before that, 0 for as they are. `observation_mean` and
+    `observation_deviation`: of each channel (the third axis from the end), where the zoo's domain
+    standardizes what is seen in [0, 1]; `hypernets.generator.conditions.standardized` does the same.
 
     Example:
         >>> ConditionConfig(classes=10, observation=(1, 28, 28), thumbnail=4).encoder
@@ -25,13 +29,17 @@ class ConditionConfig(Record):
 
     classes: int = Field(default=0, ge=0, le=1_000_000)
     class_names: tuple[str, ...] = ()
-    text: Literal["", "ngrams"] = ""
+    text: str = Field(default="", max_length=200)
     observation: tuple[int, ...] = Field(default=(), max_length=8)
     encoder: Literal["flat", "examples"] = "flat"
     thumbnail: int = Field(default=0, ge=0, le=256)
+    observation_mean: tuple[float, ...] = ()
+    observation_deviation: tuple[Annotated[float, Field(gt=0)], ...] = ()
 
     @model_validator(mode="after")
     def _shapes_and_names(self) -> ConditionConfig:
+        if self.text and self.text not in (known := text_encoders()):
+            raise ValueError(f"no text encoder is called {self.text!r}: {suggestion(self.text, known)}")
         if self.class_names and len(set(self.class_names)) != self.classes:
             raise ValueError(f"{self.classes} classes need as many different names, got {self.class_names}")
         if any(side < 1 for side in self.observation):
@@ -41,6 +49,12 @@ class ConditionConfig(Record):
             raise ValueError(f"examples need (ways, shots, ...), got the observation {self.observation}")
         if self.thumbnail and inner < 2:
             raise ValueError(f"a thumbnail needs images, got the observation {self.observation}")
+        channels = {len(self.observation_mean), len(self.observation_deviation)}
+        if channels != {0} and channels != {self.observation[-3] if inner >= 3 else -1}:
+            raise ValueError(
+                f"expected a mean and a deviation for each channel of the observation {self.observation}, "
+                f"got {self.observation_mean} and {self.observation_deviation}"
+            )
         return self
 
 

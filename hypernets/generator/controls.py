@@ -48,8 +48,8 @@ def nearest_member(features: Tensor, deltas: Tensor) -> Conditional:
     def nearest(asked: Tensor, seed: int) -> Tensor:
         distances = torch.cdist(asked, features)
         ties = distances <= distances.amin(1, keepdim=True) + 1e-6
-        order = torch.rand(ties.shape, generator=generator_of(seed, "nearest"))
-        return deltas[torch.where(ties, order, -1.0).argmax(1)]
+        order = torch.rand(ties.shape, generator=generator_of(seed, "nearest")).to(ties.device)
+        return deltas.index_select(0, torch.where(ties, order, -1.0).argmax(1))
 
     return nearest
 
@@ -59,7 +59,7 @@ def noised_member(features: Tensor, deltas: Tensor, noise: float) -> Conditional
     nearest, deviation = nearest_member(features, deltas), deltas.std(0)
 
     def noised(asked: Tensor, seed: int) -> Tensor:
-        drawn = torch.randn(len(asked), deltas.shape[1], generator=generator_of(seed, "noised"))
+        drawn = torch.randn(len(asked), deltas.shape[1], generator=generator_of(seed, "noised")).to(deltas)
         return nearest(asked, seed) + noise * deviation * drawn
 
     return noised

@@ -14,19 +14,22 @@ MAD_TO_DEVIATION = 1.4826
 """A normal distribution's standard deviation in units of its median absolute deviation."""
 LEAST_FACTOR = 2.0
 """How many times the median loss is never an outlier, however alike the others are."""
+SOLVED = 1e-3
+"""A fit whose loss is below this part of the base's has worked, however much better others are."""
 SAME = 1e-5
 """Deltas whose distance is a smaller share of their length are the same fit."""
 
 
-def loss_limit(losses: Tensor, deviations: float) -> float:
+def loss_limit(losses: Tensor, deviations: float, start: float = 0.0) -> float:
     r"""Return the loss above which a fit counts as failed.
 
     :math:`\exp(m + \max(k s, \log 2))` with m the median of the log losses and s their robust standard
-    deviation, 1.4826 times the median absolute deviation.
+    deviation, 1.4826 times the median absolute deviation; at least `SOLVED` times the loss of the base.
 
     Args:
         losses: final losses ``(n,)``, at least one.
         deviations: k.
+        start: the median loss of the base.
 
     Raises:
         DataError: there is no loss.
@@ -40,7 +43,8 @@ def loss_limit(losses: Tensor, deviations: float) -> float:
     logs = losses.double().clamp(min=1e-300).log()
     median = logs.median()
     spread = MAD_TO_DEVIATION * float((logs - median).abs().median())
-    return round(math.exp(float(median) + max(deviations * spread, math.log(LEAST_FACTOR))), 12)
+    limit = math.exp(float(median) + max(deviations * spread, math.log(LEAST_FACTOR)))
+    return float(f"{max(limit, SOLVED * start):.12g}")
 
 
 def repeated_ids(ids: Sequence[str]) -> list[bool]:

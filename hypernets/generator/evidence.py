@@ -8,12 +8,13 @@ own routine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hypernets.generator.settings import EXTENSIONS, Setting, search
 from hypernets.generator.task_loss import Ground
 from metainit.card import Spec
 from metainit.domains.base import TaskBatch
@@ -31,12 +32,16 @@ ROUTINE = " (prior's routine)"
 
 @dataclass(frozen=True)
 class GivenStart:
-    """A start with weights of its own for each task; `seeded`: they depend on the seed."""
+    """A start with weights of its own for each task; `seeded`: they depend on the seed.
+
+    `facts`: what else there is to say of it once it has given all, such as how many draws were refused.
+    """
 
     name: str
     role: Role
     give: Given
     seeded: bool = True
+    facts: Mapping[str, int] = field(default_factory=dict)
 
 
 def measure_given(
@@ -78,8 +83,7 @@ def measure_given(
     if not wanted or not len(test) or not len(tuning):
         raise DataError("evidence needs steps, tasks to choose optimizers on, and others to report on")
     note = progress or (lambda text: None)
-    own = wanted[-1] if ground.routine is None else ground.routine.steps
-    at = own if headline is None else headline
+    at = headline_of(ground, wanted, headline)
     wanted = sorted({*wanted, at})
     series: list[Series] = []
     with bench(network, ground.domain) as on:
@@ -97,6 +101,53 @@ def measure_given(
         network=spec,
     )
     return assembled(series, subject, candidate_digest=candidate_digest)
+
+
+def headline_of(ground: Ground, steps: Sequence[int], headline: int | None) -> int:
+    """Return the steps of the headline: what is asked for, else the base's own number, else the last."""
+    if headline is not None:
+        return headline
+    return max(steps) if ground.routine is None else ground.routine.steps
+
+
+def quality_after(ground: Ground, network: nn.Module, tasks: TaskBatch, deltas: Tensor, steps: int) -> float:
+    """Return the mean metric of tasks that start from their deltas (B, D), after some steps.
+
+    Of the base's own routine, as a headline is; where it has none, with the optimizer that does best on the
+    tasks themselves.
+    """
+    start = start_given("start", ground, tasks, deltas, own_routine=ground.routine is not None)
+    with bench(network, ground.domain) as on:
+        routines = {} if ground.routine is not None else best_routines(on, [start], tasks, [steps])
+        return float(curve_of(on, start, routines, tasks, [steps])[ground.domain.metric].mean())
+
+
+def best_setting(
+    grid: Sequence[Sequence[float]],
+    make: Callable[[Setting], Given],
+    ground: Ground,
+    network: nn.Module,
+    tuning: TaskBatch,
+    steps: int,
+    seed: int = 0,
+    progress: Note | None = None,
+    extensions: int = EXTENSIONS,
+) -> Setting:
+    """Return the setting with which what is made does best on `tuning` after some steps (`quality_after`).
+
+    The grid grows while the best lies on its edge (`hypernets.generator.settings.search`); an empty one has
+    the setting ``()`` alone, which nothing is measured for.
+    """
+    if not grid:
+        return ()
+
+    def score(setting: Setting) -> float:
+        found = quality_after(ground, network, tuning, make(setting)(tuning, seed), steps)
+        if progress is not None:
+            progress(f"setting {', '.join(f'{value:.2g}' for value in setting)}: {found:.4g}")
+        return found
+
+    return search(grid, score, extensions).best
 
 
 def start_given(
@@ -132,7 +183,8 @@ def _both(
     tuned = [
         curve_of(on, start_given(start.name, ground, test, deltas), routines, test, steps) for deltas in given
     ]
-    described = {str(k): v.model_dump(mode="json") for k, v in sorted(routines.items())} | {"steps": headline}
+    facts = {"steps": headline, **start.facts}
+    described = {str(k): v.model_dump(mode="json") for k, v in sorted(routines.items())} | facts
     # A user's `adapt` runs the base's routine, so that is what a headline is about, where there is one.
     beside: Role = "source" if start.role == "candidate" and ground.routine is not None else start.role
     found = [Series(start.name, beside, described, _stacked(tuned, len(seeds)))]
@@ -142,7 +194,7 @@ def _both(
             curve_of(on, start_given(name, ground, test, deltas, own_routine=True), {}, test, steps)
             for deltas in given
         ]
-        routine = ground.routine.model_dump(mode="json", exclude={"per_tensor"}) | {"steps": headline}
+        routine = ground.routine.model_dump(mode="json", exclude={"per_tensor"}) | facts
         found.append(Series(name, start.role, routine, _stacked(curves, len(seeds))))
     return found
 

@@ -30,6 +30,8 @@ from metainit.errors import CopyError, DivergenceError, MismatchError, RecipeErr
 What = Literal["sample", "mean", "one_step"]
 ATTEMPTS = 16
 """How often a sample that is a copy is drawn again."""
+SHOWN = 3
+"""Tensors that an error names."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Generator(nn.Module):
         wanted = set(config.parameters) or set(layout.names)
         kept = [(n, s) for n, s in zip(layout.names, layout.shapes, strict=True) if n in wanted]
         part = FlatLayout(tuple(n for n, _ in kept), tuple(s for _, s in kept))
-        numbers = layout.unflatten(torch.arange(layout.size))
+        numbers = layout.unflatten(torch.arange(layout.size, device="cpu"))
         columns = torch.cat([numbers[name].flatten() for name in part.names])
         self.register_buffer("columns", columns, persistent=False)
         own, size, conditions = layers_with(layers, wanted), part.size, config.conditions
@@ -205,8 +207,9 @@ class Generator(nn.Module):
             refused[waiting] += 1
         if len(waiting):
             raise CopyError(
-                f"{len(waiting)} of {len(seeds)} samples are copies of members after {ATTEMPTS} more draws: "
-                "the generator has learned its members by heart; train it on more of them, or for fewer steps"
+                f"{len(waiting)} of {len(seeds)} samples are copies of members after {ATTEMPTS} more draws "
+                f"({_listed([seeds[i] for i in waiting.tolist()])}): the generator has learned its members "
+                "by heart; train it on more of them, or for fewer steps"
             )
         deltas = self.deltas(values, conditions)
         if not bool(torch.isfinite(deltas).all()):
@@ -241,18 +244,41 @@ class Generator(nn.Module):
         return self._many(noise, conditions, steps, 1.0, None)
 
 
+def _listed(seeds: Sequence[int]) -> str:
+    """Return seeds in words, each once, not more than an error should hold."""
+    own = list(dict.fromkeys(seeds))
+    more = ", ..." if len(own) > SHOWN else ""
+    return f"seed{'s' * (len(own) > 1)} {', '.join(map(str, own[:SHOWN]))}{more}"
+
+
 def generator_from(
     config: GeneratorConfig, layout: FlatLayout, layers: Layers, tensors: Mapping[str, Tensor]
 ) -> Generator:
     """Return the generator that some tensors are the state of.
 
+    What the configuration says costs no memory before the tensors are known to be those of it, and nothing is
+    drawn.
+
     Raises:
         MismatchError: they are not.
     """
     sketched = tensors.get("sketch.members")
-    generator = Generator(config, layout, layers, 0 if sketched is None else len(sketched))
-    try:
-        generator.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise MismatchError(f"the tensors are not those of such a generator: {error}") from error
+    members = len(sketched) if sketched is not None and sketched.dim() else 0
+    with torch.device("meta"):
+        generator = Generator(config, layout, layers, members)
+    expected = generator.state_dict()
+    wrong = [f"no {name}" for name in sorted(expected.keys() - tensors.keys())]
+    wrong += [f"an unknown {name}" for name in sorted(tensors.keys() - expected.keys())]
+    wrong += [
+        f"{name} {tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise MismatchError(
+            f"the tensors are not those of such a generator: {'; '.join(wrong[:SHOWN])}{more}"
+        )
+    state = {name: tensors[name].to(value.dtype) for name, value in expected.items()}
+    generator.load_state_dict(state, assign=True)
     return generator.eval().requires_grad_(False)

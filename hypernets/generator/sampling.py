@@ -6,6 +6,7 @@ Letters: `B` samples, `D` numbers of each, `E` width of a condition.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -100,8 +101,7 @@ def sample(
         )
     if not 1 <= steps <= TIMES:
         raise RecipeError(f"a sampler takes 1 to {TIMES} steps, got {steps}")
-    scheduler = SAMPLERS[chosen][0](process)
-    scheduler.set_timesteps(steps)
+    scheduler = scheduled(process, chosen, steps)
     values = noise
     for time in scheduler.timesteps:
         prediction = predict(values, time.to(values.device).expand(len(values)))
@@ -109,19 +109,47 @@ def sample(
     return values
 
 
-def _ddim(process: Process) -> Any:
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+def scheduled(process: Process, sampler: Sampler, steps: int) -> Any:
+    """Return the scheduler of a sampler with its times set: as many as there are steps, none below zero."""
+    scheduler = SAMPLERS[sampler][0](process)
+    if process.prediction == "flow":
+        scheduler.set_timesteps(steps)
+    else:
+        scheduler.set_timesteps(timesteps=trailing(steps))
+    times = scheduler.timesteps
+    assert len(times) == steps and float(times.min()) >= 0, (sampler, steps, times)
+    return scheduler
 
-    # Trailing: the first step is at the last time, where there is noise alone, as what it starts from.
+
+def trailing(steps: int) -> list[int]:
+    r"""Return the times :math:`\mathrm{round}(T (n - i) / n) - 1` of n steps; the first is the last time.
+
+    There is noise alone, as what sampling starts from. In whole numbers: with the spacing as a float, as
+    `diffusers` has it, some n (61, 103, 121, ...) have one time more, and that is -1.
+
+    Source: Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", arXiv:2305.08891,
+    table 2.
+
+    Example:
+        >>> trailing(4), trailing(1)
+        ([999, 749, 499, 249], [999])
+    """
+    return [round(Fraction(TIMES * (steps - i), steps)) - 1 for i in range(steps)]
+
+
+def _ddim(process: Process) -> Any:
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    # DDIM without noise is DPM-Solver of the first order (Lu et al. 2022, section 4.1); the scheduler of
+    # `diffusers` that has its name takes no times of one's own.
     settings = ddpm_settings(process.prediction)
-    return DDIMScheduler(**settings, clip_sample=False, timestep_spacing="trailing")
+    return DPMSolverMultistepScheduler(**settings, solver_order=1, final_sigmas_type="zero")
 
 
 def _dpm_solver(process: Process) -> Any:
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
-    settings = ddpm_settings(process.prediction)
-    return DPMSolverMultistepScheduler(**settings, timestep_spacing="trailing", final_sigmas_type="zero")
+    return DPMSolverMultistepScheduler(**ddpm_settings(process.prediction), final_sigmas_type="zero")
 
 
 def _euler(process: Process) -> Any:

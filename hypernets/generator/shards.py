@@ -65,6 +65,7 @@ class _Header(Record):
     belonging: Belonging
     split: Split
     number: int = Field(ge=0)
+    index: int | None = Field(default=None, ge=0)
     ids: tuple[str, ...] = Field(max_length=MAX_FITS)
     texts: tuple[str, ...] = Field(default=(), max_length=MAX_FITS)
     failed: dict[str, str] = Field(default_factory=dict)
@@ -75,7 +76,8 @@ class _Header(Record):
 class Shard:
     """Fits of one split that began from one base.
 
-    `failed`: the tasks whose fit left the finite numbers, and how; they have no weights.
+    `failed`: the tasks whose fit left the finite numbers, and how; they have no weights. `index`: how many
+    shards of the split come before it, where that is known.
 
     Raises:
         DataError: the numbers differ, or something is not finite.
@@ -87,6 +89,7 @@ class Shard:
     start_losses: Tensor
     metric: Tensor
     failed: Mapping[str, str] = field(default_factory=dict)
+    index: int | None = None
 
     def __post_init__(self) -> None:
         """Check the shapes, and that the fits can be learned from."""
@@ -136,6 +139,7 @@ def shard_bytes(shard: Shard, belonging: Belonging) -> bytes:
         belonging=belonging,
         split=shard.split,
         number=shard.number,
+        index=shard.index,
         ids=members.ids,
         texts=members.texts,
         failed=dict(shard.failed),
@@ -193,9 +197,8 @@ def read_shard(folder: Path, number: int, belonging: Belonging) -> Shard:
     conditions = {k.removeprefix(CONDITION): v for k, v in tensors.items() if k.startswith(CONDITION)}
     try:
         members = Members(tensors["deltas"], conditions, tensors["losses"], header.ids, header.texts)
-        shard = Shard(
-            header.split, number, members, tensors["start_losses"], tensors["metric"], header.failed
-        )
+        rest = (tensors["start_losses"], tensors["metric"], header.failed, header.index)
+        shard = Shard(header.split, number, members, *rest)
     except KeyError as error:
         raise CheckpointError(f"{path} holds no tensor {error}; {anew}") from error
     if members.deltas.shape[1:] != (belonging.layout.size,):
@@ -224,8 +227,10 @@ def _require_same(path: Path, found: Belonging, expected: Belonging) -> None:
 
 def _digest(tensors: Mapping[str, Tensor], header: _Header) -> str:
     """Return the SHA-256 of the header without its digest and of every tensor's name, type and bytes."""
-    unsigned = header.model_copy(update={"digest": ""})
-    total = hashlib.sha256(canonical_json(unsigned.model_dump(mode="json")).encode())
+    # Shards of earlier versions have no index, and their digest knows of none.
+    without = {"digest"} if header.index is not None else {"digest", "index"}
+    unsigned = header.model_dump(mode="json", exclude=without) | {"digest": ""}
+    total = hashlib.sha256(canonical_json(unsigned).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())

@@ -38,8 +38,10 @@ class Standardization(nn.Module):
         super().__init__()
         self.kind = kind
         number = {name: index for index, layer in enumerate(layers) for name in layer}
-        of = [torch.full((s,), number[n]) for n, s in zip(layout.names, layout.sizes, strict=True)]
-        self.register_buffer("_layer", torch.cat(of), persistent=False)
+        # On the CPU even where tensors without numbers are made: what is not stored is not loaded.
+        numbers = torch.tensor([number[name] for name in layout.names], device="cpu")
+        of = numbers.repeat_interleave(torch.tensor(layout.sizes, device="cpu"))
+        self.register_buffer("_layer", of, persistent=False)
         self.register_buffer("mean", torch.zeros(layout.size))
         self.register_buffer("deviation", torch.ones(layout.size))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hypernets.generator.checkpoints import description_of, drawn_checkpoint, read_generator
-from hypernets.generator.conditions import Conditions, conditions_of
+from hypernets.generator.conditions import Conditions, conditions_of, standardized, takes
 from hypernets.generator.drawing import Row, draw
 from hypernets.generator.model import What
 from hypernets.generator.sampling import Sampler
@@ -25,6 +25,9 @@ from metainit.initialization import run_stored
 Condition = int | str | None
 """A class by number or by name, or a text; None where nothing is said."""
 LARGEST_COUNT = 65_536
+LONGEST_TEXT = 10_000
+LONGEST_NUMBER = 18
+"""Digits of the number of a class."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Generated:
             seed: of the draw; drawn itself where it is None.
             example_inputs: not needed.
             condition: a class, a class name or a text, of what the generator takes.
-            observation: of the task, without a batch axis.
+            observation: of the task, without a batch axis; images and examples in [0, 1], as they are read.
             what: ``sample``, ``one_step`` or ``mean`` (`Generator.sample`); what the card says where it is
                 None.
             steps: of the sampler.
@@ -190,13 +193,16 @@ class Generated:
             ConditionError: the generator does not take it.
         """
         config = self.generator.config.conditions
+        if isinstance(condition, str) and len(condition) > LONGEST_TEXT:
+            raise ConditionError(f"a condition has at most {LONGEST_TEXT} characters, got {len(condition)}")
         number: int | None = None
         texts: tuple[str, ...] = ()
         if isinstance(condition, str):
             if condition in config.class_names:
                 number = config.class_names.index(condition)
             elif config.classes and condition.isascii() and condition.isdecimal():
-                number = int(condition)
+                # Python itself refuses to read thousands of digits; no generator has so many classes.
+                number = int(condition.lstrip("0")[: LONGEST_NUMBER + 1] or "0")
             elif config.class_names and not config.text:
                 hint = suggestion(condition, config.class_names)
                 raise ConditionError(f"{self.card.name!r} knows no class {condition!r}: {hint}")
@@ -208,12 +214,16 @@ class Generated:
                     f"a condition is the number or name of a class, or a text, got {type(condition).__name__}"
                 )
             number = condition
+        if number is not None and config.classes and not 0 <= number < config.classes:
+            shown = number if abs(number) < 10**LONGEST_NUMBER else "of so large a number"
+            raise ConditionError(f"no class {shown}: {takes(config)}")
         return conditions_of(
             config,
             1,
-            classes=None if number is None else torch.tensor([number]),
+            # Where there are no classes, which one it would be does not matter.
+            classes=None if number is None else torch.tensor([number if config.classes else 0]),
             texts=texts,
-            observations=None if observation is None else observation.unsqueeze(0),
+            observations=None if observation is None else standardized(config, observation.unsqueeze(0)),
         )
 
     def adapt(

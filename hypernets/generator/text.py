@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from metainit.errors import ConditionError, suggestion
 
 
 class TextEncoder(Protocol):
@@ -59,5 +62,33 @@ class HashedNgrams:
         return torch.nn.functional.normalize(counts, dim=-1)
 
 
+GROUP = "metainit.text_encoders"
+"""The entry points of packages that bring an encoder: name -> what makes one, called without arguments."""
 TEXT_ENCODERS: Mapping[str, Callable[[], TextEncoder]] = MappingProxyType({"ngrams": HashedNgrams})
-"""The encoders that a configuration can name."""
+"""The encoders that are always there."""
+
+
+def text_encoders() -> tuple[str, ...]:
+    """Return the names of all encoders: those that are always there, and those of installed packages."""
+    return tuple(sorted({*TEXT_ENCODERS, *(point.name for point in entry_points(group=GROUP))}))
+
+
+def text_encoder(name: str) -> TextEncoder:
+    """Return the encoder of a name.
+
+    Raises:
+        ConditionError: there is none; the package that brings it is not installed.
+
+    Example:
+        >>> text_encoder('ngrams').size
+        512
+    """
+    if name in TEXT_ENCODERS:
+        return TEXT_ENCODERS[name]()
+    for point in entry_points(group=GROUP, name=name):
+        made: TextEncoder = point.load()()
+        return made
+    raise ConditionError(
+        f"no text encoder is called {name!r}; {suggestion(name, text_encoders())}; others come with packages "
+        f"that have an entry point in {GROUP}"
+    )

@@ -18,6 +18,8 @@ from hypernets.generator.flat import FlatLayout
 from metainit.errors import MismatchError
 
 TokenKind = Literal["neuron", "block"]
+MOST = 1 << 28
+"""Numbers of all tokens of a network, padding included."""
 Layers = tuple[tuple[str, ...], ...]
 """Names of parameters by the module that owns them, in the order of `named_parameters`."""
 
@@ -73,7 +75,8 @@ class TokenLayout:
             size: the most numbers of a token.
 
         Raises:
-            MismatchError: the layers have other parameters than the vector, or there is none.
+            MismatchError: the layers have other parameters than the vector, or there is none; or the tokens
+                are nearly all padding, and too many.
         """
         if sorted(name for layer in layers for name in layer) != sorted(flat.names) or not flat.names:
             raise MismatchError(
@@ -83,17 +86,22 @@ class TokenLayout:
         pieces: list[Tensor] = []
         marks: list[tuple[int, int, int]] = []
         kinds = 0
-        numbers = flat.unflatten(torch.arange(flat.size))
+        numbers = flat.unflatten(torch.arange(flat.size, device="cpu"))
         for number, layer in enumerate(layers):
             for rows in GROUPINGS[kind]([numbers[name] for name in layer], size):
                 pieces += list(rows)
                 marks += [(number, place, kinds) for place in range(len(rows))]
                 kinds += 1
         width = max(len(piece) for piece in pieces)
-        index = torch.full((len(pieces), width), flat.size, dtype=torch.int64)
+        if len(pieces) * width > MOST:
+            raise MismatchError(
+                f"{len(pieces)} tokens of up to {width} numbers are more than {MOST} with their padding: "
+                "lower generator.token_size, or choose generator.tokens=block"
+            )
+        index = torch.full((len(pieces), width), flat.size, dtype=torch.int64, device="cpu")
         for row, piece in zip(index, pieces, strict=True):
             row[: len(piece)] = piece
-        layer_of, place, kind_of = torch.tensor(marks).unbind(-1)
+        layer_of, place, kind_of = torch.tensor(marks, device="cpu").unbind(-1)
         return cls(index, layer_of, place, kind_of, flat.size)
 
     def __len__(self) -> int:
@@ -107,8 +115,8 @@ class TokenLayout:
     @cached_property
     def inverse(self) -> Tensor:
         """Where in the tokens, laid end to end, each number of the vector lies, (D) int64."""
-        places = torch.empty(self.size + 1, dtype=torch.int64)
-        places[self.index.flatten()] = torch.arange(self.index.numel())
+        places = torch.empty(self.size + 1, dtype=torch.int64, device="cpu")
+        places[self.index.flatten()] = torch.arange(self.index.numel(), device="cpu")
         return places[:-1]
 
     def encode(self, vectors: Tensor) -> Tensor:

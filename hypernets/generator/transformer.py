@@ -44,7 +44,7 @@ class TransformerDenoiser(nn.Module):
         projection: Literal["token", "kind"] = "token",
     ) -> None:
         super().__init__()
-        own = torch.arange(len(tokens)) if projection == "token" else tokens.kind
+        own = torch.arange(len(tokens), device="cpu") if projection == "token" else tokens.kind
         self.register_buffer("index", tokens.index, persistent=False)
         self.register_buffer("inverse", tokens.inverse, persistent=False)
         # The projection, place, layer and kind of each token.

@@ -42,6 +42,11 @@ MAX_BYTES = 16 << 30
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 DIVERGED, OUTLIER, SAME_TASK, SAME_WEIGHTS = "diverged", "loss above the limit", "same task", "same weights"
 DUPLICATES = (SAME_TASK, SAME_WEIGHTS)
+WAYS_OUT: dict[Split, str] = {
+    "train": "build it with other steps of the fits",
+    "validation": "build it in the same folder with held_out.validation=32, which fits only what is missing",
+    "test": "build it in the same folder with held_out.test=32, which fits only what is missing",
+}
 
 
 class ShardEntry(Record):
@@ -155,7 +160,9 @@ class Zoo:
         numbers = [n for n, entry in enumerate(manifest.shards) if entry.split == split]
         parts = [_kept(self._shard(n).members, manifest.shards[n].left_out) for n in numbers]
         if not any(len(part) for part in parts):
-            raise DataError(f"the {split} split of the zoo {manifest.name!r} has no member")
+            raise DataError(
+                f"the {split} split of the zoo {manifest.name!r} has no member: {WAYS_OUT[split]}"
+            )
         return together(parts)
 
     def metric(self, split: Split = "train") -> Tensor:
@@ -201,7 +208,8 @@ def cull(shards: Sequence[Shard], deviations: float | None) -> tuple[list[dict[i
         )
     if deviations is None:
         return left_out, None
-    limit = loss_limit(torch.tensor(losses, dtype=torch.float64), deviations)
+    start = torch.cat([shards[n].start_losses for n in trained]).double().median()
+    limit = loss_limit(torch.tensor(losses, dtype=torch.float64), deviations, float(start))
     for n in trained:
         for row, loss in enumerate(shards[n].members.losses.tolist()):
             if loss > limit:
@@ -280,18 +288,23 @@ def read_zoo(folder: str | Path) -> Zoo:
             f"{manifest.base[:12]}…): one zoo has one base; fetch the zoo again"
         )
     _require_shapes(path, base, manifest.belonging.layout)
-    damaged = []
-    for number, entry in enumerate(manifest.shards):
-        file = path / shard_file(number)
-        if not file.is_file() or file_sha256(file) != entry.sha256:
-            damaged.append(file.name)
-    if damaged:
+    if damaged := damaged_shards(path, manifest):
         raise DigestError(
             f"{path}: {', '.join(damaged[:5])} of {len(manifest.shards)} shards missing or changed after "
             "they were written; the others are sound. Delete these and run `metainit zoo build` with --out "
             f"{path}: only what is missing is fitted again"
         )
     return Zoo(path, manifest, base)
+
+
+def damaged_shards(path: Path, manifest: ZooManifest) -> list[str]:
+    """Return the names of the shards that are missing, or not those of the manifest."""
+    shards = [path / shard_file(number) for number in range(len(manifest.shards))]
+    return [
+        file.name
+        for file, entry in zip(shards, manifest.shards, strict=True)
+        if not file.is_file() or file_sha256(file) != entry.sha256
+    ]
 
 
 def together(parts: Sequence[Members]) -> Members:

@@ -184,6 +184,16 @@ class Observing(Protocol):
 
 
 @runtime_checkable
+class Standardizing(Protocol):
+    """A domain whose tasks hold standardized images: pixels in [0, 1] less a mean, by a deviation."""
+
+    @property
+    def standardization(self) -> tuple[Tensor, Tensor]:
+        """The mean and the deviation of each channel, ``(channels)`` each."""
+        ...
+
+
+@runtime_checkable
 class Enumerable(Protocol):
     """A domain whose tasks can be gone through in a fixed order, those for training too."""
 

@@ -100,6 +100,11 @@ class ClassificationDomain:
         return {"in_channels": channels, "size": size, "classes": self.config.ways}
 
     @property
+    def standardization(self) -> tuple[Tensor, Tensor]:
+        """The mean and the deviation of each channel of the training part's pixels in [0, 1]."""
+        return self.images.mean, self.images.std
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The names of all classes."""
         return self.images.class_names

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from hypernets.generator.checkpoints import Base, description_of, read_generator
-from hypernets.generator.conditions import Conditions, conditions_of
-from hypernets.generator.config import ConditionConfig
-from hypernets.generator.controls import (
-    Conditional,
-    features_of,
-    nearest_member,
-    noised_member,
-    ridge,
-    zoo_mean,
+from hypernets.generator.evidence import (
+    GivenStart,
+    Note,
+    best_setting,
+    headline_of,
+    measure_given,
+    rendered,
 )
-from hypernets.generator.evidence import Given, GivenStart, Note, measure_given, rendered
 from hypernets.generator.model import Generator, What
 from hypernets.generator.task_loss import Ground
-from hypernets.generator.training import GeneratorTraining
 from metainit import checkpoint as files
 from metainit.checkpoint import Checkpoint
-from metainit.domains.base import Observing, TaskBatch
+from metainit.domains.base import TaskBatch
 from metainit.domains.seeding import seed_of
-from metainit.errors import RecipeError, suggestion
+from metainit.errors import CopyError
 from metainit.evidence.measuring import Evidence, held_out
 from metainit.networks import build, function_of
-from pipelines.generator.preparation import PreparedGenerator, texts_of
+from pipelines.generator.controls import CONTROLS, conditions_for, controls_of
+from pipelines.generator.preparation import PreparedGenerator
 
-RIDGES = tuple(10.0**k for k in range(-5, 4))
-NOISES = (0.1, 0.3, 1.0)
-REGRESSIONS = tuple(product((3e-4, 1e-3, 3e-3), (1e-2, 1.0)))
-"""Step sizes and weight decays of regressors."""
-CONTROLS = ("prior", "zoo_mean", "noised_member", "nearest_member", "ridge", "regressor")
 SAMPLES_PICTURE = "samples.png"
 
 
@@ -70,11 +61,11 @@ def illustrate(prepared: PreparedGenerator, checkpoint: Path, evidence: Evidence
     from hypernets.generator.picture import draw_samples
 
     generator = _generator(prepared, checkpoint)
-    tasks = held_out(prepared.domain, "test", min(8, prepared.recipe.evidence.tasks))
+    tasks = told(held_out(prepared.domain, "test", min(8, prepared.recipe.evidence.tasks)), prepared)
     conditions = conditions_for(prepared, generator.config.conditions, tasks)
     drawn = generator.sample(conditions, list(range(len(tasks)))).deltas
-    values, members = generator.standardized(drawn), generator.standardized(prepared.members.deltas)
-    nearest = prepared.members.deltas[torch.cdist(values, members).argmin(1)]
+    members = prepared.members.deltas.to(prepared.device)
+    nearest = members[torch.cdist(generator.standardized(drawn), generator.standardized(members)).argmin(1)]
     starts = {"sample": drawn, "nearest member": nearest, "base": torch.zeros_like(drawn)}
     if generator.mean is not None:
         starts["mean"] = generator.sample(conditions, [0] * len(tasks), "mean").deltas
@@ -85,21 +76,6 @@ def illustrate(prepared: PreparedGenerator, checkpoint: Path, evidence: Evidence
 def told(tasks: TaskBatch, prepared: PreparedGenerator) -> TaskBatch:
     """Return tasks where the networks lie."""
     return tasks.to(prepared.device, torch.float32)
-
-
-def conditions_for(prepared: PreparedGenerator, config: ConditionConfig, tasks: TaskBatch) -> Conditions:
-    """Return what a generator is told of tasks."""
-    seen = None
-    if config.observation:
-        assert isinstance(prepared.domain, Observing)
-        seen = prepared.domain.observed(tasks.support, tasks.shared)
-    return conditions_of(
-        config,
-        len(tasks),
-        classes=tasks.conditions["class"] if config.classes else None,
-        texts=texts_of(tasks.conditions, prepared.domain) if config.text else (),
-        observations=seen,
-    )
 
 
 def _generator(prepared: PreparedGenerator, checkpoint: Path) -> Generator:
@@ -122,11 +98,24 @@ def _measured(
     generator = generator.to(prepared.device)
     network, ground = _ground(prepared, stored, base)
     tuning = told(held_out(prepared.domain, "validation", prepared.recipe.evidence.tuning), prepared)
-    starts = own_starts(prepared, generator, description_of(stored.card).start)
-    starts += [
-        GivenStart(name, "control", give, seeded)
-        for name, give, seeded in controls_of(prepared, generator, controls, tuning, note)
-    ]
+    say = note or (lambda text: None)
+    starts = []
+    for start in own_starts(prepared, generator, description_of(stored.card).start, keep=True):
+        try:
+            for seed in seeds:
+                for tasks in (tuning, test):
+                    start.give(tasks, seed)
+        except CopyError as error:
+            if start.role == "candidate":
+                raise CopyError(f"no evidence of {start.name!r}, because {error}") from error
+            say(f"no evidence of {start.name!r}, because {error}")
+        else:
+            starts.append(start)
+    at = headline_of(ground, steps, headline)
+    for name, control in controls_of(prepared, generator, controls, say).items():
+        say(f"making the control {name}")
+        setting = best_setting(control.grid, control.make, ground, network, tuning, at, seeds[0], say)
+        starts.append(GivenStart(name, "control", control.make(setting), control.seeded))
     record = measure_given(
         starts,
         ground,
@@ -156,143 +145,33 @@ def _ground(prepared: PreparedGenerator, stored: Checkpoint, base: Base) -> tupl
 
 
 def own_starts(
-    prepared: PreparedGenerator, generator: Generator, default: What | None = None
+    prepared: PreparedGenerator, generator: Generator, default: What | None = None, *, keep: bool = False
 ) -> list[GivenStart]:
-    """Return what a generator gives, each on its own; its default, or else the recipe's, is the candidate."""
+    """Return what a generator gives, each on its own; its default, or else the recipe's, is the candidate.
+
+    `keep`: draw once for the same tasks and the same seed, and count the copies that were refused.
+    """
     first = prepared.recipe.start if default is None else default
     has: list[What] = ["sample"]
     has += ["mean"] if generator.mean is not None else []
     has += ["one_step"] if generator.student is not None else []
     ordered: list[What] = [first, *(what for what in has if what != first)]
 
-    def giving(what: What) -> Given:
+    def start_of(what: What) -> GivenStart:
+        facts = {"refused_copies": 0} if keep and what != "mean" else {}
+        given: dict[tuple[tuple[str, ...], int], Tensor] = {}
+
         def give(tasks: TaskBatch, seed: int) -> Tensor:
+            if keep and (tasks.ids, seed) in given:
+                return given[tasks.ids, seed]
             conditions = conditions_for(prepared, generator.config.conditions, tasks)
             own = [seed_of("evidence", seed, name) for name in tasks.ids]
-            return generator.sample(conditions, own, what).deltas
+            drawn = generator.sample(conditions, own, what)
+            if keep:
+                given[tasks.ids, seed] = drawn.deltas
+                facts.update({name: count + int(drawn.refused.sum()) for name, count in facts.items()})
+            return drawn.deltas
 
-        return give
+        return GivenStart(what, "candidate" if what == first else "source", give, what != "mean", facts)
 
-    return [
-        GivenStart(what, "candidate" if what == first else "source", giving(what), what != "mean")
-        for what in ordered
-    ]
-
-
-def controls_of(
-    prepared: PreparedGenerator,
-    generator: Generator,
-    names: Sequence[str],
-    tuning: TaskBatch,
-    note: Note | None = None,
-) -> list[tuple[str, Given, bool]]:
-    """Return controls that know as much of each task, with settings that do best on `tuning` before a step.
-
-    Of each its name, what it gives, and whether it depends on a seed.
-
-    Raises:
-        RecipeError: there is no control of a name.
-    """
-    for name in names:
-        if name not in CONTROLS:
-            raise RecipeError(f"no control of generators is called {name!r}; {suggestion(name, CONTROLS)}")
-    say = note or (lambda text: None)
-    deltas = prepared.members.deltas.to(prepared.device)
-    features, of = known_features(prepared, generator.config.conditions)
-
-    def judged(given: Given) -> float:
-        """Return the mean metric before any step on the tuning tasks."""
-        shown = rendered(prepared.ground, given(tuning, 0), tuning)
-        values = [
-            prepared.domain.metrics(one, {k: v[0] for k, v in task.query.items()}, [prepared.domain.metric])
-            for one, task in zip(shown, tuning, strict=True)
-        ]
-        return sum(value[prepared.domain.metric] for value in values) / len(values)
-
-    def best(candidates: Sequence[Given]) -> Given:
-        return max(candidates, key=judged)
-
-    makers: Mapping[str, Callable[[], tuple[Given, bool]]] = {
-        "prior": lambda: (of(zoo_mean(torch.zeros_like(deltas))), False),
-        "zoo_mean": lambda: (of(zoo_mean(deltas)), False),
-        "noised_member": lambda: (
-            best([of(noised_member(features, deltas, noise)) for noise in NOISES]),
-            True,
-        ),
-        "nearest_member": lambda: (of(nearest_member(features, deltas)), True),
-        "ridge": lambda: (best([of(ridge(features, deltas, strength)) for strength in RIDGES]), False),
-        "regressor": lambda: (best(regressors(prepared, generator, say)), False),
-    }
-    found = []
-    for name in names:
-        say(f"making the control {name}")
-        give, seeded = makers[name]()
-        found.append((name, give, seeded))
-    return found
-
-
-def known_features(
-    prepared: PreparedGenerator, config: ConditionConfig
-) -> tuple[Tensor, Callable[[Conditional], Given]]:
-    """Return the features of the members, and what makes a start of a control that reads such features."""
-    members = prepared.members
-    known = conditions_of(
-        config,
-        len(members),
-        classes=members.conditions["class"] if config.classes else None,
-        texts=members.texts if config.text else (),
-        observations=members.conditions["observation"] if config.observation else None,
-    )
-
-    def seen(conditions: Conditions) -> Tensor:
-        return features_of(conditions, config.classes, config.encoder == "examples").to(prepared.device)
-
-    def of(conditional: Conditional) -> Given:
-        return lambda tasks, seed: conditional(seen(conditions_for(prepared, config, tasks)), seed)
-
-    return seen(known), of
-
-
-def regressors(
-    prepared: PreparedGenerator,
-    generator: Generator,
-    say: Note,
-    settings: Sequence[tuple[float, float]] = REGRESSIONS,
-) -> list[Given]:
-    """Return regressors of the weights of the members, as large as the generator's own mean.
-
-    Each is the mean of a generator that is trained no further, without the task loss; `settings` are step
-    sizes and weight decays.
-    """
-    recipe = prepared.recipe
-    config = generator.config.model_copy(update={"mean": True, "one_step": False})
-    found: list[Given] = []
-    for step_size, decay in settings:
-        say(f"training the control regressor: step size {step_size:g}, weight decay {decay:g}")
-        training = recipe.training.model_copy(
-            update={
-                "mean_step_size": step_size,
-                "weight_decay": decay,
-                "steps": 0,
-                "distillation_steps": 0,
-                "folds": 1,
-                "task_weight": 0.0,
-            }
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed_of("regressor", recipe.seed))
-            fresh = Generator(config, generator.layout, generator.layers, len(prepared.members))
-        run = GeneratorTraining(
-            training, fresh.to(prepared.device), prepared.members, prepared.held_out, recipe.seed
-        )
-        while run.step < run.total:
-            run.apply(run.gradient())
-        trained = run.generator.eval()
-        trained.load_state_dict(run.result())
-
-        def give(tasks: TaskBatch, seed: int, model: Generator = trained) -> Tensor:
-            conditions = conditions_for(prepared, model.config.conditions, tasks)
-            return model.sample(conditions, [0] * len(tasks), "mean").deltas
-
-        found.append(give)
-    return found
+    return [start_of(what) for what in ordered]

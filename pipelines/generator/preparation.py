@@ -18,7 +18,7 @@ from hypernets.generator.task_loss import Ground, task_loss_of
 from hypernets.generator.tokens import owned
 from hypernets.generator.zoo import Zoo, read_zoo
 from metainit.card import DataSource, Spec
-from metainit.domains.base import Domain, TaskBatch
+from metainit.domains.base import Domain, Standardizing, TaskBatch
 from metainit.domains.registry import build_domain
 from metainit.domains.seeding import seed_of
 from metainit.errors import DataError, RecipeError
@@ -75,10 +75,12 @@ def prepare_generator(recipe: GeneratorRecipe, device: torch.device | None = Non
 
     Raises:
         CheckpointError: the zoo is damaged.
-        RecipeError: the zoo lacks a condition, or there is no GPU.
+        RecipeError: the zoo is another one than that whose digest the recipe has, or lacks a condition; or
+            there is no GPU.
         DataError: the data are not those of the zoo, or cannot be used.
     """
     chosen = device_of(recipe, device)
+    recipe = recipe.pinned()
     zoo = read_zoo(find_zoo(recipe.zoo))
     manifest = zoo.manifest
     domain = build_domain(
@@ -133,13 +135,16 @@ def conditions_config(told: Told, members: Members, domain: Domain) -> Condition
     if CLASS in told.kinds:
         classes = max(len(names), int(members.conditions[CLASS].max()) + 1)
     seen = OBSERVATION in told.kinds
+    mean, deviation = domain.standardization if seen and isinstance(domain, Standardizing) else ((), ())
     return ConditionConfig(
         classes=classes,
         class_names=names if len(names) == classes else (),
-        text="ngrams" if TEXT in told.kinds else "",
+        text=told.text if TEXT in told.kinds else "",
         observation=tuple(members.conditions[OBSERVATION].shape[1:]) if seen else (),
         encoder=told.encoder,
         thumbnail=told.thumbnail if seen else 0,
+        observation_mean=tuple(map(float, mean)),
+        observation_deviation=tuple(map(float, deviation)),
     )
 
 

@@ -9,19 +9,23 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from hypernets.generator.checkpoints import RECIPE
 from hypernets.generator.config import GeneratorConfig, GeneratorTrainingConfig
+from hypernets.generator.text import text_encoders
 from metainit.card import Record
 from metainit.domains.registry import PLACES
+from metainit.errors import RecipeError, suggestion
 from pipelines.recipe import EvidenceConfig, Recipe
 
 
 class Told(Record):
     """What the generator is told of a task: `kinds` of the zoo's conditions.
 
-    `encoder` and `thumbnail`: how an observation is read (`hypernets.generator.config.ConditionConfig`).
+    `encoder` and `thumbnail`: how an observation is read (`hypernets.generator.config.ConditionConfig`);
+    `text`: what reads descriptions, of `hypernets.generator.text.text_encoders`.
     """
 
     kinds: tuple[Literal["class", "observation", "text"], ...] = ("class",)
     encoder: Literal["flat", "examples"] = "flat"
+    text: str = Field(default="ngrams", min_length=1, max_length=200)
     thumbnail: int = Field(default=0, ge=0, le=256)
 
     @field_validator("kinds")
@@ -30,6 +34,13 @@ class Told(Record):
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"kinds are {kinds}, expected each once")
         return kinds
+
+    @field_validator("text")
+    @classmethod
+    def _known(cls, text: str) -> str:
+        if text not in (known := text_encoders()):
+            raise ValueError(f"no text encoder is called {text!r}: {suggestion(text, known)}")
+        return text
 
 
 class GeneratorEvidence(EvidenceConfig):
@@ -46,8 +57,9 @@ class GeneratorEvidence(EvidenceConfig):
 class GeneratorRecipe(Recipe):
     """Everything that training a generator needs.
 
-    `zoo`: a folder, or the name of a zoo of which the newest finished build is used. `domain`: arguments on
-    top of those of the zoo's domain, such as where the data lie. What the conditions of `generator` are
+    `zoo`: a folder, or the name of a zoo of which the newest finished build is used; `zoo_digest`: the
+    SHA-256 of its manifest, which a run fills in, and which no other one may have. `domain`: arguments on top
+    of those of the zoo's domain, such as where the data lie. What the conditions of `generator` are
     follows from the zoo and from `told`. `start`: what a user gets who does not ask for anything else.
     `task_after`: the steps of the base's routine after which the task loss is taken, where
     `training.task_weight` is not zero.
@@ -61,9 +73,11 @@ class GeneratorRecipe(Recipe):
     """
 
     FOLLOWING = frozenset({RECIPE})
+    LATER = frozenset({"zoo_digest", "told.text"})
 
     family: Literal["generator"] = "generator"
     zoo: str = Field(min_length=1, max_length=4096)
+    zoo_digest: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     domain: dict[str, Any] = Field(default_factory=dict)
     told: Told = Told()
     generator: GeneratorConfig = GeneratorConfig()
@@ -92,6 +106,23 @@ class GeneratorRecipe(Recipe):
         if "name" in self.domain:
             raise ValueError("domain.name is that of the zoo: leave it out")
         return self
+
+    def pinned(self) -> GeneratorRecipe:
+        """Return the recipe with the digest of the zoo that it names.
+
+        Raises:
+            RecipeError: it has the digest of another zoo.
+            RegistryError: no zoo has that name.
+        """
+        from pipelines.zoo.tracking import digest_of, find_zoo
+
+        digest = digest_of(find_zoo(self.zoo))
+        if self.zoo_digest not in ("", digest):
+            raise RecipeError(
+                f"zoo_digest: the zoo {self.zoo!r} has been built anew ({digest[:12]}…, expected "
+                f"{self.zoo_digest[:12]}…): leave zoo_digest out to train on this one, in a folder of its own"
+            )
+        return self.model_copy(update={"zoo_digest": digest})
 
     @property
     def places(self) -> dict[str, Any]:

@@ -6,17 +6,26 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 from filelock import FileLock, Timeout
 
 from hypernets.generator.generatability import Generatability, chosen, generatability
-from hypernets.generator.shards import read_shard, shard_file, write_shard
-from hypernets.generator.zoo import BASE, MANIFEST, ShardEntry, Zoo, ZooManifest, finish_zoo, read_zoo
+from hypernets.generator.shards import FOLDER, Shard, read_shard, shard_file, write_shard
+from hypernets.generator.zoo import (
+    BASE,
+    MANIFEST,
+    ShardEntry,
+    Zoo,
+    ZooManifest,
+    finish_zoo,
+    read_manifest,
+    read_zoo,
+)
 from metainit import checkpoint as files
-from metainit.checkpoint import write_atomically
+from metainit.checkpoint import SUFFIX, write_atomically
 from metainit.errors import CheckpointError, DataError, MetainitError
 from pipelines.families import Note
 from pipelines.folder import RECIPE
@@ -30,7 +39,10 @@ JUDGED = 64
 _log = logging.getLogger(__name__)
 
 Runner = Callable[[PreparedZoo, Path, Sequence[ShardPlan]], Iterable[int]]
-"""Writes shards into a folder, and yields the number of each that is done."""
+"""Writes shards into a folder, and yields the number of each that is done.
+
+Shard 0, where it is among them, is done before the others begin: it says whether they are worth their time.
+"""
 Progress = Callable[[int, int, float], None]
 """Called after each shard with the fits that there are, all of them, and the seconds left."""
 
@@ -77,9 +89,12 @@ def build_zoo(
     """
     say = note or (lambda text: None)
     with locked_folder(folder):
-        begin(prepared, base, folder)
+        prepared = as_begun(prepared, folder)
+        sound = base_is_sound(prepared, folder)
         plans = prepared.plans()
         missing = missing_shards(prepared, folder, plans)
+        # Only now is it clear that what lies there is of this zoo.
+        begin(prepared, None if sound else base, folder)
         if not missing and (done := _finished(prepared, folder)) is not None:
             return Built(done, 0, 0.0)
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -89,6 +104,7 @@ def build_zoo(
         say("looking at what lies between the fits")
         judged = judge_first(prepared, folder, plans)
         finish_zoo(folder, manifest_of(prepared, plans, judged), prepared.recipe.outlier)
+        _remove_beyond(folder, len(plans))
         if judged is not None and judged.verdict != "generatable":
             say(f"warning: {judged.sentence}")
         return Built(read_zoo(folder), sum(plan.count for plan in missing), seconds)
@@ -115,29 +131,54 @@ def locked_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def begin(prepared: PreparedZoo, base: Path, folder: Path) -> None:
-    """Put the base, as it is, and the recipe into the folder.
+def as_begun(prepared: PreparedZoo, folder: Path) -> PreparedZoo:
+    """Return what goes on with a finished zoo of an earlier version as that version knew its shards."""
+    try:
+        key = read_manifest(folder).belonging.key
+    except CheckpointError:
+        return prepared
+    earlier = replace(prepared, earlier=True)
+    return earlier if key == earlier.belonging.key else prepared
+
+
+def base_is_sound(prepared: PreparedZoo, folder: Path) -> bool:
+    """Return whether the folder has the base; a damaged one is written again.
 
     Raises:
-        DataError: the folder has another base.
-        CheckpointError: it cannot be written.
+        DataError: it has another base.
     """
     there = folder / BASE
-    if there.is_file():
+    if not there.is_file():
+        return False
+    try:
         digest = files.load(there).card.digest
-        if digest != prepared.base.card.digest:
-            raise DataError(
-                f"{folder} holds a zoo of another base ({digest[:12]}…, the prior's is "
-                f"{prepared.base.card.digest[:12]}…): one zoo has one base; choose another folder"
-            )
-    else:
-        write_atomically(there, base.read_bytes())
+    except CheckpointError as error:
+        _log.warning("the base is written again: %s", error)
+        return False
+    if digest != prepared.base.card.digest:
+        raise DataError(
+            f"{folder} holds a zoo of another base ({digest[:12]}…, the prior's is "
+            f"{prepared.base.card.digest[:12]}…): one zoo has one base; choose another folder"
+        )
+    return True
+
+
+def begin(prepared: PreparedZoo, base: Path | None, folder: Path) -> None:
+    """Put the base, as it is, where one is given, and the recipe into the folder.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    if base is not None:
+        write_atomically(folder / BASE, base.read_bytes())
     text = yaml.safe_dump(prepared.recipe.dump(), sort_keys=False, allow_unicode=True)
     write_atomically(folder / RECIPE, text.encode())
 
 
 def missing_shards(prepared: PreparedZoo, folder: Path, plans: Sequence[ShardPlan]) -> list[ShardPlan]:
-    """Return the shards that have to be fitted: those that are not there, or damaged.
+    """Return the shards that have to be fitted: those that are not there, damaged, or of other tasks.
+
+    A number stands for other tasks where the zoo has grown, or holds out more.
 
     Raises:
         DataError: one is there, but of another zoo.
@@ -148,11 +189,25 @@ def missing_shards(prepared: PreparedZoo, folder: Path, plans: Sequence[ShardPla
             missing.append(plan)
             continue
         try:
-            read_shard(folder, plan.number, prepared.belonging)
+            if not _is_of(plan, read_shard(folder, plan.number, prepared.belonging)):
+                missing.append(plan)
         except CheckpointError as error:
             _log.warning("a shard is fitted again: %s", error)
             missing.append(plan)
     return missing
+
+
+def _remove_beyond(folder: Path, count: int) -> None:
+    """Remove shards whose numbers a smaller zoo has no use for."""
+    for file in (folder / FOLDER).iterdir():
+        if file.suffix == SUFFIX and file.stem.isdecimal() and int(file.stem) >= count:
+            file.unlink()
+
+
+def _is_of(plan: ShardPlan, shard: Shard) -> bool:
+    """Return whether a shard holds the fits of a plan."""
+    count = len(shard.members) + len(shard.failed)
+    return shard.split == plan.split and shard.index in (None, plan.index) and count == plan.count
 
 
 def manifest_of(
@@ -195,13 +250,32 @@ def judge_first(prepared: PreparedZoo, folder: Path, plans: Sequence[ShardPlan])
         )
 
 
+def require_some(prepared: PreparedZoo, folder: Path, plan: ShardPlan, say: Note) -> None:
+    """Warn where fits of the first shard diverged, and stop where hardly one is left.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    shard = read_shard(folder, plan.number, prepared.belonging)
+    left, failed = len(shard.members), len(shard.failed)
+    if not failed:
+        return
+    said = f"{left} of {left + failed} fits of the first shard are left, {failed} diverged"
+    if left < 2:
+        raise DataError(
+            f"{said}: choose a smaller step size of the fits, or fewer steps; nothing else was fitted"
+        )
+    say(f"warning: {said}; such as {next(iter(shard.failed.values()))}")
+
+
 def _finished(prepared: PreparedZoo, folder: Path) -> Zoo | None:
     """Return the zoo that a folder has already, where it is whole and of this recipe."""
     try:
         zoo = read_zoo(folder)
     except CheckpointError:
         return None
-    return zoo if zoo.manifest.belonging == prepared.belonging else None
+    same = zoo.manifest.belonging == prepared.belonging
+    return zoo if same and zoo.manifest.recipe == prepared.recipe.recorded() else None
 
 
 def _run(
@@ -224,6 +298,7 @@ def _run(
             progress(done, total, left)
         if number == 0 and not judged and done < total:
             judged = True
+            require_some(prepared, folder, plans[0], say)
             early = judge_first(prepared, folder, plans)
             if early is not None:
                 say(early.sentence if early.verdict == "generatable" else f"warning: {early.sentence}")

@@ -84,7 +84,8 @@ def fit_shard(prepared: PreparedZoo, plan: ShardPlan) -> Shard:
         seen = prepared.domain.observed(tasks.support, tasks.shared)
         conditions[OBSERVATION] = seen.detach().float().cpu()[rows]
     members = Members(found.deltas, conditions, found.losses, tuple(tasks.ids[n] for n in found.kept))
-    return Shard(plan.split, plan.number, members, found.start_losses, found.metric, found.failed)
+    rest = (found.start_losses, found.metric, found.failed, plan.index)
+    return Shard(plan.split, plan.number, members, *rest)
 
 
 def tasks_of(prepared: PreparedZoo, plan: ShardPlan) -> TaskBatch:

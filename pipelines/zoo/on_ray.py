@@ -44,15 +44,18 @@ def on_ray(prepared: PreparedZoo, folder: Path, missing: Sequence[ShardPlan]) ->
             fit_order
         )
         order = {"recipe": canonical_json(recipe.dump()), "folder": str(folder), "from": os.getcwd()}
+        order["key"] = prepared.belonging.key
         waiting = list(missing)
         running: dict[Any, int] = {}
+        # What the first shard says may end the build, before the others cost anything.
+        first_alone = waiting[0].number == 0
         while waiting or running:
-            while waiting and len(running) < recipe.workers:
+            while waiting and len(running) < (1 if first_alone else recipe.workers):
                 plan = waiting.pop(0)
                 running[remote.remote(order, plan.number)] = plan.number
             ended, _ = ray.wait(list(running))
             for reference in ended:
-                number = running.pop(reference)
+                number, first_alone = running.pop(reference), False
                 try:
                     _check(ray.get(reference))
                 except RayError as error:
@@ -76,7 +79,8 @@ def fit_order(order: Mapping[str, str], number: int) -> dict[str, str]:
             )
         prepared = _prepared(order["recipe"], folder)
         plan = prepared.plans()[number]
-        write_shard(folder, fit_shard(prepared, plan), prepared.belonging)
+        belonging = prepared.belonging.model_copy(update={"key": order["key"]})
+        write_shard(folder, fit_shard(prepared, plan), belonging)
     except MetainitError as error:
         return {"error": type(error).__name__, "text": str(error)}
     return {}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hypernets.generator.flat import FlatLayout
-from hypernets.generator.shards import Belonging
-from hypernets.generator.zoo import FitRoutine
+from hypernets.generator.shards import MAX_SHARD_BYTES, Belonging
+from hypernets.generator.zoo import MAX_BYTES, FitRoutine
 from metainit import checkpoint as files
 from metainit.card import AdaptationRoutine, DataSource, Spec, canonical_json
 from metainit.checkpoint import Checkpoint
@@ -24,6 +24,11 @@ from metainit.meta.state import Parameters
 from metainit.networks import build, function_of
 from pipelines.preparation import device_of
 from pipelines.zoo.recipe import FitConfig, ZooRecipe
+
+OF_FITS = ("fit", "seed", "shard", "batch", "execution", "observations", "gpu")
+"""What of the recipe the bytes of a fit follow from, beside base, domain and data."""
+VALIDATION = 32
+"""Fits that are held out for choosing, where the recipe says nothing and there are as many tasks."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,10 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class PreparedZoo:
-    """A zoo's recipe with its base read and its domain built."""
+    """A zoo's recipe with its base read and its domain built.
+
+    `earlier`: shards are known as by earlier versions, which put the whole recipe into their key.
+    """
 
     recipe: ZooRecipe
     base: Checkpoint
@@ -49,6 +57,7 @@ class PreparedZoo:
     start: Parameters
     fit: FitRoutine
     device: torch.device
+    earlier: bool = False
 
     @property
     def layout(self) -> FlatLayout:
@@ -80,8 +89,13 @@ class PreparedZoo:
 
     @property
     def belonging(self) -> Belonging:
-        """What the shards have in common: nothing else determines their fits."""
-        value = [self.recipe.recorded(), self.source.fingerprint, self.domain_spec.model_dump(mode="json")]
+        """What the shards have in common: nothing else determines their fits.
+
+        What they are called, which of them are members, and how many there are is no part of it.
+        """
+        recorded = self.recipe.recorded()
+        known = recorded if self.earlier else {key: recorded[key] for key in OF_FITS}
+        value = [known, self.source.fingerprint, self.domain_spec.model_dump(mode="json")]
         key = hashlib.sha256(canonical_json(value).encode()).hexdigest()
         return Belonging.of(key, self.base.card.digest, self.layout)
 
@@ -89,12 +103,16 @@ class PreparedZoo:
         """Return all shards: those of the train split first.
 
         Raises:
-            DataError: a split has fewer tasks than the recipe holds out.
+            DataError: a split has fewer tasks than the recipe holds out, or its weights are more than a zoo
+                can hold.
         """
         recipe, size = self.recipe, self.domain.size("train")
+        validation, few = recipe.held_out.validation, self.domain.size("validation")
+        if validation is None:
+            validation = VALIDATION if few is None else min(VALIDATION, few)
         wanted: dict[Split, int] = {
             "train": recipe.members if size is None else min(recipe.members, size),
-            "validation": recipe.held_out.validation,
+            "validation": validation,
             "test": recipe.held_out.test,
         }
         plans: list[ShardPlan] = []
@@ -104,9 +122,29 @@ class PreparedZoo:
                 raise DataError(
                     f"held_out.{split} is {count}, but the domain has {there} such tasks: hold out fewer"
                 )
+            require_size(self.layout.size, recipe.shard, split, count)
             for index, begin in enumerate(range(0, count, recipe.shard)):
                 plans.append(ShardPlan(len(plans), split, index, min(recipe.shard, count - begin)))
         return plans
+
+
+def require_size(size: int, shard: int, split: Split, count: int) -> None:
+    """Raise unless fits of `size` numbers can be written in shards and read back.
+
+    Raises:
+        DataError: a shard, or a split, has more bytes than may be read.
+    """
+    each = 4 * size
+    if (bytes_ := min(shard, count) * each) > MAX_SHARD_BYTES:
+        raise DataError(
+            f"a shard of {min(shard, count)} fits has {bytes_ >> 20} MiB of weights, at most "
+            f"{MAX_SHARD_BYTES >> 20} are read: set shard to {max(1, MAX_SHARD_BYTES // each // 2)}"
+        )
+    if (bytes_ := count * each) > MAX_BYTES:
+        raise DataError(
+            f"{count} fits of the {split} split have {bytes_ >> 20} MiB of weights, at most "
+            f"{MAX_BYTES >> 20} are read: fit {MAX_BYTES // each} tasks, or fewer tensors (fit.adapts)"
+        )
 
 
 def prepare_zoo(recipe: ZooRecipe, base: Path, device: torch.device | None = None) -> PreparedZoo:

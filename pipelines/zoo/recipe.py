@@ -39,9 +39,12 @@ class FitConfig(Record):
 
 
 class HeldOut(Record):
-    """How many fits of held-out tasks the zoo has, for choosing and for reporting."""
+    """How many fits of held-out tasks the zoo has, for choosing and for reporting.
 
-    validation: int = Field(default=0, ge=0, le=1_000_000)
+    `validation`: a generator needs some; null for 32, or as many as there are.
+    """
+
+    validation: int | None = Field(default=None, ge=0, le=1_000_000)
     test: int = Field(default=0, ge=0, le=1_000_000)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hypernets.generator.shards import FOLDER
-from hypernets.generator.zoo import BASE, MANIFEST, SPLITS, read_zoo
-from metainit.errors import RegistryError, suggestion
+from hypernets.generator.zoo import BASE, MANIFEST, SPLITS, damaged_shards, read_manifest, read_zoo
+from metainit.errors import DigestError, MetainitError, RegistryError, suggestion
 from metainit.places import cache_folder
 from metainit.transfer import file_sha256
 from pipelines.connection import Connection, connect
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 ARTIFACTS = "zoo"
 NAME_TAG, DIGEST_TAG = TAG + "zoo", TAG + "zoo.sha256"
 QUANTILES = (0.05, 0.5, 0.95)
+_log = logging.getLogger(__name__)
 
 
 def record_zoo(built: Built, sink: MlflowSink) -> str:
@@ -38,7 +40,7 @@ def record_zoo(built: Built, sink: MlflowSink) -> str:
         RegistryError: the store cannot be reached, or the disk is full.
     """
     zoo = built.zoo
-    digest = file_sha256(zoo.folder / MANIFEST)
+    digest = digest_of(zoo.folder)
     with sink.connection.calls(f"look at the run {sink.run_id}") as client:
         if client.get_run(sink.run_id).data.tags.get(DIGEST_TAG) == digest:
             return digest
@@ -103,8 +105,20 @@ def find_zoo(name: str | Path, uri: str | None = None) -> Path:
     run, digest = _newest(connection, str(name))
     kept = cache_folder("zoos") / digest
     if _is(kept, digest):
-        return kept
+        try:
+            read_zoo(kept)
+            return kept
+        except MetainitError as error:
+            _log.warning("a zoo in the cache is fetched again: %s", error)
     return _fetch(connection, run, digest, kept)
+
+
+def digest_of(folder: Path) -> str:
+    """Return the digest by which a finished zoo is known, wherever it lies.
+
+    Its manifest has the digest of the base and of every shard.
+    """
+    return file_sha256(folder / MANIFEST)
 
 
 def zoo_names(connection: Connection) -> list[str]:
@@ -157,6 +171,11 @@ def _fetch(connection: Connection, run: str, digest: str, folder: Path) -> Path:
                 raise RegistryError(
                     f"the zoo of the run {run} is damaged: its {MANIFEST} is not the one that was recorded; "
                     "record it again: metainit zoo build with the same --out, or build it anew"
+                )
+            if damaged := damaged_shards(got, read_manifest(got)):
+                raise DigestError(
+                    f"the zoo of the run {run} is damaged in the store: {', '.join(damaged[:5])}; record it "
+                    "again: metainit zoo build with the same --out, or build it anew"
                 )
             read_zoo(got)
             if folder.exists():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hypernets.generator.conditions import conditions_of
+from hypernets.generator.conditions import Conditions, conditions_of
 from hypernets.generator.config import ConditionConfig
 from hypernets.generator.controls import features_of, nearest_member, noised_member, ridge, zoo_mean
 
@@ -74,3 +75,22 @@ def test_features_are_one_hot_classes_and_flat_observations_and_zero_where_nothi
     alone = features_of(conditions_of(config, 2, observations=seen), 3, examples=True)
     assert torch.equal(alone[:, :3], torch.zeros(2, 3)) and torch.equal(alone[:, 3:], found[:, 3:])
     assert features_of(conditions_of(ConditionConfig(), 4), 0, examples=False).shape == (4, 0)
+
+
+def test_controls_work_where_members_do_not_lie_on_the_cpu() -> None:
+    with FakeTensorMode(), torch.device("cuda"):
+        features, deltas, asked = torch.empty(6, 3), torch.empty(6, 4), torch.empty(2, 3)
+        for control in (nearest_member(features, deltas), noised_member(features, deltas, 0.1)):
+            given = control(asked, 0)
+            assert given.device.type == "cuda" and given.shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("which", "count"), [(slice(1, None), 5), (torch.tensor([0, 2, 4]), 3), (torch.arange(6) > 1, 4)]
+)
+def test_conditions_are_picked_by_what_lies_on_their_device(which: slice | torch.Tensor, count: int) -> None:
+    known = Conditions({"class": torch.zeros(6)}, {"class": torch.ones(6)}, 6)
+    assert len(known[which]) == len(known[which].values["class"]) == count
+    with torch.device("meta"):
+        away = Conditions({"class": torch.zeros(6)}, {"class": torch.ones(6)}, 6)
+        assert len(away[torch.tensor([0, 2, 4])]) == 3

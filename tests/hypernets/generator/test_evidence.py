@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from hypernets.generator.evidence import ROUTINE, Given, GivenStart, measure_given, rendered
+from hypernets.generator.evidence import (
+    ROUTINE,
+    Given,
+    GivenStart,
+    best_setting,
+    measure_given,
+    quality_after,
+    rendered,
+)
 from hypernets.generator.flat import FlatLayout
 from hypernets.generator.task_loss import Ground
 from metainit.card import AdaptationRoutine
@@ -118,3 +126,38 @@ def test_what_is_rendered_is_that_of_base_plus_delta() -> None:
     tasks = ground.domain.tasks(0, 0, 3)
     shown = rendered(ground, right(tasks, 0), tasks)
     assert shown.reshape(-1).tolist() == CENTRES[:3]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_quality_is_that_after_steps_of_the_own_routine(steps: int) -> None:
+    ground, network = ground_of(AdaptationRoutine(steps=1, step_size=0.5))
+    tasks = ground.domain.tasks(0, 0, 3)
+    # Curvature 1: a step of 0.5 halves what a start is off by.
+    expected = -20 * math.log10(0.1 * 0.5**steps)
+    assert quality_after(ground, network, tasks, off(tasks, 0), steps) == pytest.approx(expected, abs=1e-3)
+
+
+def test_without_a_routine_quality_is_that_with_the_best_optimizer() -> None:
+    ground, network = ground_of(None)
+    tasks = ground.domain.tasks(0, 0, 3)
+    assert quality_after(ground, network, tasks, off(tasks, 0), 0) == pytest.approx(20, abs=1e-3)
+    assert quality_after(ground, network, tasks, off(tasks, 0), 5) > 60
+
+
+def test_a_setting_is_chosen_after_the_steps_and_not_before() -> None:
+    network = Level()
+    base = {name: value.detach() for name, value in network.named_parameters()}
+    # One step of size 1 solves the first bowl from anywhere, and leaves the second nearly where it was.
+    domain = Bowls([1.0, 0.1], [0.0, 0.0])
+    routine = AdaptationRoutine(steps=1, step_size=1.0)
+    ground = Ground(domain, function_of(network), base, FlatLayout.of(base), routine)
+    away = {1.0: (1.0, 0.1), 2.0: (0.1, 0.5)}
+
+    def make(setting: tuple[float, ...]) -> Given:
+        return lambda tasks, seed: torch.tensor(away[setting[0]], dtype=torch.float64)[:, None]
+
+    found = {
+        steps: best_setting([(1.0, 2.0)], make, ground, network, domain.tasks(0, 0, 2), steps, extensions=0)
+        for steps in (0, 1)
+    }
+    assert found == {0: (2.0,), 1: (1.0,)}

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from hypernets.generator.process import Prediction, Process
-from hypernets.generator.sampling import SAMPLERS, Sampler, guided, noise_of, sample
+from hypernets.generator.sampling import SAMPLERS, Sampler, guided, noise_of, sample, scheduled, trailing
 from metainit.errors import RecipeError
 
 PREDICTIONS = get_args(Prediction)
 PAIRS = [(p, s) for p in PREDICTIONS for s, (_, flow) in SAMPLERS.items() if flow == (p == "flow")]
+ODD = [("sample", "ddim", 61), ("velocity", "dpm_solver++", 61), ("velocity", "dpm_solver++", 103)]
+"""Numbers of steps for which a spacing in floats gives one time more, below zero."""
 MEAN = torch.tensor([1.0, -2.0, 0.5])
 FACTOR = torch.tensor([[1.5, 0.0, 0.0], [0.8, 0.5, 0.0], [-0.3, 0.2, 0.1]])
 COVARIANCE = FACTOR @ FACTOR.T
@@ -33,16 +35,30 @@ def one(values: Tensor, time: Tensor, condition: Tensor) -> Tensor:
     return torch.ones_like(values)
 
 
-@pytest.mark.parametrize(("prediction", "sampler"), PAIRS)
+@pytest.mark.parametrize(("prediction", "sampler", "steps"), [(*p, 60) for p in PAIRS] + ODD)
 def test_the_exact_denoiser_of_a_gaussian_gives_its_mean_and_covariance(
-    prediction: Prediction, sampler: Sampler
+    prediction: Prediction, sampler: Sampler, steps: int
 ) -> None:
     process, noise = Process(prediction), noise_of(range(500), 3)
     # The map from noise to samples of a Gaussian is linear: compare what it does, not what was drawn.
     noise = (noise - noise.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(noise.T.cov())).T
-    drawn = sample(process, lambda x, t: exact(process, x, t), noise, 60, sampler)
+    drawn = sample(process, lambda x, t: exact(process, x, t), noise, steps, sampler)
     torch.testing.assert_close(drawn.mean(0), MEAN, atol=0.05, rtol=0)
     torch.testing.assert_close(drawn.T.cov(), COVARIANCE, atol=0.08, rtol=0.05)
+
+
+def test_every_number_of_steps_has_as_many_times_from_noise_down_to_no_less_than_zero() -> None:
+    for steps in range(1, 1001):
+        times = trailing(steps)
+        assert len(times) == steps and times[0] == 999 and times[-1] >= 0
+        assert all(later < earlier for earlier, later in zip(times, times[1:], strict=False))
+    assert trailing(1000) == list(range(999, -1, -1))
+
+
+@pytest.mark.parametrize(("prediction", "sampler"), PAIRS)
+def test_schedulers_take_as_many_times(prediction: Prediction, sampler: Sampler) -> None:
+    for steps in (1, 2, 61, 103, 121, 667, 1000):
+        assert len(scheduled(Process(prediction), sampler, steps).timesteps) == steps
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

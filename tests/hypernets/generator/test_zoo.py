@@ -186,6 +186,9 @@ def test_the_limit_follows_the_median_of_the_losses() -> None:
     # Log losses 0, 1, 2, 3, 29.9 (in log 2): the median is 2, and the median deviation 1.
     assert loss_limit(losses, 2.0) == pytest.approx(4 * 2 ** (2 * 1.4826))
     assert loss_limit(torch.zeros(3), 6.0) < 1e-290
+    # Small losses have digits, too, and a fit that has solved its task is none that failed.
+    assert loss_limit(torch.full((3,), 1e-14), 6.0) == pytest.approx(2e-14)
+    assert loss_limit(torch.full((3,), 1e-6), 6.0, start=0.1) == pytest.approx(1e-4)
 
 
 def test_copies_are_found_however_many_there_are() -> None:

@@ -17,10 +17,9 @@ from metainit.initialization import load
 from metainit.networks import build
 from pipelines.finish import CURVES_PICTURE, PICTURES, Finished, after_training
 from pipelines.folder import CHECKPOINT, RECIPE
+from pipelines.generator.controls import CONTROLS, STEP_SIZES, WEIGHT_DECAYS, controls_of
 from pipelines.generator.evidence import (
-    CONTROLS,
     SAMPLES_PICTURE,
-    controls_of,
     measure_again,
     measure_generator,
 )
@@ -139,12 +138,9 @@ def test_a_champion_is_measured_from_its_own_base_and_with_its_own_start(
 def test_controls_know_what_the_generator_knows(digits: Chain) -> None:
     prepared = digits.prepared()
     tuning = held_out(prepared.domain, "validation", 4).to(prepared.device, torch.float32)
-    found = {
-        name: give
-        for name, give, _ in controls_of(
-            prepared, prepared.generator, ["prior", "zoo_mean", "nearest_member", "ridge"], tuning
-        )
-    }
+    names = ["prior", "zoo_mean", "nearest_member", "ridge"]
+    made = controls_of(prepared, prepared.generator, names, silent)
+    found = {name: control.make((1.0,) if control.grid else ()) for name, control in made.items()}
     members = prepared.members
     assert not found["prior"](tuning, 0).any()
     for row in found["zoo_mean"](tuning, 0):
@@ -156,3 +152,14 @@ def test_controls_know_what_the_generator_knows(digits: Chain) -> None:
         of = same if len(same) else members.deltas
         assert bool((of == row).all(1).any())
     assert found["ridge"](tuning, 0).shape == (4, members.deltas.shape[1])
+
+
+def test_a_regressor_is_trained_once_for_each_setting(
+    digits: Chain,
+) -> None:
+    said: list[str] = []
+    prepared = digits.prepared("training.mean_steps=3")
+    record = measure_generator(prepared, digits.generator, said.append, ["ridge", "regressor"]).record
+    assert {c.source for c in record.curves if c.role == "control"} >= {"ridge", "regressor"}
+    trained = [text for text in said if text.startswith("training the control regressor")]
+    assert len(trained) == len(set(trained)) >= len(STEP_SIZES) * len(WEIGHT_DECAYS)

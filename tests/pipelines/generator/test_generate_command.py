@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import metainit
 from hypernets.generator.checkpoints import read_generator
 from hypernets.generator.conditions import conditions_of
+from hypernets.generator.start import LARGEST_COUNT
 from metainit import checkpoint
 from metainit.adaptation import Task
 from metainit.errors import MetainitError
@@ -107,6 +108,26 @@ def test_a_registered_generator_goes_by_its_name(digits: Chain, home: Path, tmp_
     for number, name in enumerate((NAME, f"{NAME}/1", f"models:/{NAME}")):
         generate(name, tmp_path / str(number), "--condition", "3")
     assert contents(tmp_path / "0") == contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_nothing_is_overwritten_unasked_and_how_it_is_sampled_can_be_said(
+    digits: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert generate_command.LARGEST_COUNT == LARGEST_COUNT
+    generate(digits.generator, tmp_path, "-n", 3)
+    before = contents(tmp_path)
+    said = generate(digits.generator, tmp_path, "-n", 5, "--seed", 1)
+    assert "-0000.safetensors is there already" in said and "--overwrite" in said
+    assert contents(tmp_path) == before
+    # In parts: the same starts as all at once.
+    monkeypatch.setattr(generate_command, "AT_ONCE", 2)
+    generate(digits.generator, tmp_path, "-n", 3, "--overwrite")
+    assert contents(tmp_path) == before
+    how = ("--steps", 3, "--guidance", 1.5, "--sampler", "ddim")
+    generate(digits.generator, tmp_path, "--overwrite", "--condition", "3", *how)
+    recipe = checkpoint.load(tmp_path / f"{NAME}-0000.safetensors").card.provenance.recipe
+    assert (recipe["steps"], recipe["guidance"], recipe["sampler"]) == (3, 1.5, "ddim")
+    assert "none for the prediction" in generate(digits.generator, tmp_path / "o", "--sampler", "euler")
 
 
 @pytest.mark.parametrize("what", ["mean", "one_step"])

@@ -41,6 +41,7 @@ WRONG = [
     ("generator.conditions={classes: 3}", ["generator.conditions follow from the zoo and from told"]),
     ("training.step=3", ["training.step", "did you mean 'steps'"]),
     ("told.kinds=[clas]", ["told.kinds", "clas"]),
+    ("told.text=ngram", ["told.text", "did you mean 'ngrams'"]),
     ("told.kinds=[class, class]", ["told.kinds", "each once"]),
     ("domain.name=image", ["domain.name is that of the zoo"]),
     ("evidence.tunings=3", ["evidence.tunings", "did you mean 'tuning'"]),
@@ -146,7 +147,7 @@ def test_a_debug_recipe_ends_in_seconds(digits: Chain, tmp_path: Path) -> None:
     assert (card.network, card.domain) == (zoo.manifest.network, zoo.manifest.domain)
     assert card.routine == zoo.base.card.routine and card.provenance.data == zoo.manifest.data
     told = {k: v for k, v in card.provenance.recipe.items() if k not in GeneratorRecipe.FOLLOWING}
-    assert told == recipe.recorded()
+    assert told == recipe.pinned().recorded()
     assert str(tmp_path) not in card.canonical() and str(digits.zoo) not in card.canonical()
     said = description_of(card)
     assert said.start == "sample" and said.config.conditions.class_names == tuple("0123456789")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from metainit import checkpoint
 from metainit.adaptation import trajectory
 from metainit.errors import DataError, MetainitError, RecipeError
 from metainit.meta.state import TaskLosses
+from pipelines.folder import RECIPE
 from pipelines.recipe import load_recipe, read_recipe
 from pipelines.tracking import ListSink
 from pipelines.train import train
 from pipelines.zoo import fits
 from pipelines.zoo.build import build_zoo, here, locked_folder
 from pipelines.zoo.fits import fit_shard, fitted, tasks_of
-from pipelines.zoo.preparation import PreparedZoo, prepare_zoo
+from pipelines.zoo.preparation import PreparedZoo, prepare_zoo, require_size
 from pipelines.zoo.prior import base_file
 from tests.pipelines.zoo.fixtures import prepared_in, prior_in, recipe_of
 
@@ -136,13 +138,76 @@ def test_a_finished_zoo_is_not_built_again_but_what_is_damaged_is(tmp_path: Path
 def test_one_folder_has_one_zoo(tmp_path: Path) -> None:
     build(prepared_in(tmp_path), tmp_path / "zoo")
     sound = contents(tmp_path / "zoo")
+    recipe = (tmp_path / "zoo" / RECIPE).read_bytes()
     with pytest.raises(DataError, match="another recipe"):
         build(prepared_in(tmp_path, seed=3), tmp_path / "zoo")
+    assert (tmp_path / "zoo" / RECIPE).read_bytes() == recipe
     other = prior_in(tmp_path, seed=1)
     prepared = prepare_zoo(recipe_of(tmp_path, prior=str(other)), other)
     with pytest.raises(DataError, match="another base"):
         build(prepared, tmp_path / "zoo")
-    assert contents(tmp_path / "zoo") == sound
+    assert contents(tmp_path / "zoo") == sound and (tmp_path / "zoo" / RECIPE).read_bytes() == recipe
+
+
+def test_only_fits_that_are_missing_are_made_where_a_zoo_changes(tmp_path: Path) -> None:
+    folder = tmp_path / "zoo"
+    build(prepared_in(tmp_path), folder)
+    # Numbers of shards stand for other tasks where there are more or fewer of them before.
+    changes: list[tuple[dict[str, Any], int]] = [
+        ({"name": "other", "outlier": 3.0}, 0),
+        ({"held_out": {"validation": 3, "test": 3}}, 3),
+        ({"members": 24, "held_out": {"validation": 3, "test": 3}}, 3 + 3),
+        ({"members": 30, "held_out": {}}, 6 + 5),
+    ]
+    for change, count in changes:
+        prepared = prepared_in(tmp_path, **change)
+        assert build(prepared, folder).fitted == count, change
+        build(prepared, tmp_path / f"anew-{count}")
+        assert contents(folder) == contents(tmp_path / f"anew-{count}")
+
+
+def test_a_damaged_base_is_written_again(tmp_path: Path) -> None:
+    prepared = prepared_in(tmp_path)
+    build(prepared, tmp_path / "zoo")
+    sound = contents(tmp_path / "zoo")
+    file = tmp_path / "zoo" / "base.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert build(prepared, tmp_path / "zoo").fitted == 0 and contents(tmp_path / "zoo") == sound
+
+
+def test_a_zoo_of_an_earlier_version_is_finished_as_it_is(tmp_path: Path) -> None:
+    prepared = prepared_in(tmp_path)
+    build(replace(prepared, earlier=True), tmp_path / "zoo")
+    sound = contents(tmp_path / "zoo")
+    assert build(prepared, tmp_path / "zoo").fitted == 0 and contents(tmp_path / "zoo") == sound
+
+
+def test_a_zoo_that_could_not_be_read_is_not_begun(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a shard of 100000 fits has .* set shard to"):
+        require_size(10**6, 100_000, "train", 10**6)
+    with pytest.raises(DataError, match="fits of the train split have .* fewer tensors"):
+        require_size(10**6, 100, "train", 10**6)
+    require_size(10**6, 100, "train", 1000)
+
+
+def test_fits_that_diverged_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared, notes, order = prepared_in(tmp_path), list[str](), list[str]()
+
+    def poisoned(prepared: PreparedZoo, plan: Any) -> Any:
+        order.append(f"shard {plan.number}")
+        tasks = tasks_of(prepared, plan)
+        if plan.number == 0:
+            tasks.support["values"][:3] = torch.inf
+        return tasks
+
+    def say(text: str) -> None:
+        notes.append(text)
+        order.append(text)
+
+    monkeypatch.setattr(fits, "tasks_of", poisoned)
+    build(prepared, tmp_path / "zoo", note=say)
+    assert notes[0].startswith("warning: 9 of 12 fits of the first shard are left, 3 diverged; such as")
+    assert order.index(notes[0]) < order.index("shard 1")
 
 
 def test_two_builds_cannot_be_at_work_in_one_folder(tmp_path: Path) -> None:
@@ -187,8 +252,9 @@ def test_what_diverges_is_counted_in_the_zoo(tmp_path: Path, monkeypatch: pytest
 def test_a_fit_that_cannot_work_says_so(tmp_path: Path) -> None:
     notes: list[str] = []
     prepared = prepared_in(tmp_path, fit={"optimizer": "sgd", "step_size": 1e30, "steps": 5})
-    with pytest.raises(DataError, match="no fit of the train split is left"):
-        build(prepared, tmp_path / "diverged")
+    with pytest.raises(DataError, match="0 of 12 fits of the first shard are left, 12 diverged: choose"):
+        build(prepared, tmp_path / "diverged", note=notes.append)
+    assert contents(tmp_path / "diverged").keys() == {"base.safetensors", shard_file(0)}
     prepared = prepared_in(tmp_path, fit={"optimizer": "sgd", "step_size": 1e-4, "steps": 1})
     build(prepared, tmp_path / "still", note=notes.append)
     early = notes.index(next(n for n in notes if n.startswith("warning: not fitted")))
@@ -218,7 +284,7 @@ def test_the_priors_own_routine_and_its_continuation_can_fit(tmp_path: Path) -> 
 
 def test_tasks_that_are_drawn_twice_count_once(tmp_path: Path) -> None:
     domain = {"fit": "random_crop", "data": str(recipe_of(tmp_path).domain["data"])}
-    prepared = prepared_in(tmp_path, domain=domain, held_out={})
+    prepared = prepared_in(tmp_path, domain=domain, held_out={"validation": 0})
     tasks = [name for plan in prepared.plans() for name in tasks_of(prepared, plan).ids]
     zoo = build(prepared, tmp_path / "zoo").zoo
     count = zoo.manifest.count("train")
@@ -227,7 +293,7 @@ def test_tasks_that_are_drawn_twice_count_once(tmp_path: Path) -> None:
 
 
 def test_more_held_out_tasks_than_there_are_is_refused(tmp_path: Path) -> None:
-    prepared = prepared_in(tmp_path, held_out={"test": 100})
+    prepared = prepared_in(tmp_path, held_out={"validation": 0, "test": 100})
     with pytest.raises(DataError, match=r"held_out\.test is 100, but the domain has 5"):
         prepared.plans()
 

@@ -86,6 +86,17 @@ def test_what_was_damaged_in_the_store_is_not_installed(tmp_path: Path, home: Pa
         find_zoo("toy")
 
 
+def test_a_damaged_zoo_in_the_cache_is_fetched_again(tmp_path: Path, home: Path) -> None:
+    built, _ = recorded(tmp_path / "zoo", recipe_of(tmp_path))
+    file = find_zoo("toy") / shard_file(1)
+    for damaged in (file.read_bytes()[:-1], None):
+        file.unlink()
+        if damaged is not None:
+            file.write_bytes(damaged)
+        assert find_zoo("toy") == file.parents[1]
+        assert file.read_bytes() == (built.zoo.folder / shard_file(1)).read_bytes()
+
+
 def test_a_name_that_no_zoo_has_is_answered_with_the_nearest(tmp_path: Path, home: Path) -> None:
     with pytest.raises(RegistryError, match=r"no zoo has been built there yet.*metainit zoo build toys"):
         find_zoo("toys")
