@@ -106,6 +106,9 @@ def generate(
         raise SourceError(f"{there} is there already: choose another folder, or replace it with --overwrite")
     given = {"steps": steps, "guidance": guidance, "sampler": sampler}
     how = {name: value for name, value in given.items() if value is not None}
+    if server and how:
+        names = ", ".join(f"--{name}" for name in how)
+        raise typer.BadParameter(f"{names}: an endpoint draws as its generator's card says; leave it out")
     written: list[dict[str, Any]] = []
     for begin in range(0, count, AT_ONCE):
         some = paths[begin : begin + AT_ONCE]

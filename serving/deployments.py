@@ -63,9 +63,7 @@ def build(
 
     store = Store(LateRegistry(opened), Path(cache), poll=poll, look=following(opened))
     predictor, drawer = RayPredictor(APPLICATION), RayDrawer(APPLICATION)
-    return create_app(
-        store, predictor, settings=settings, door=door, drawer=drawer, names_answers=False
-    )
+    return create_app(store, predictor, settings=settings, door=door, drawer=drawer, names_answers=False)
 
 
 @dataclass

@@ -92,7 +92,9 @@ def sample(
     Source: ddim: Song et al. 2021, arXiv:2010.02502; dpm_solver++: Lu et al. 2022, arXiv:2211.01095; euler:
     Lipman et al. 2023, arXiv:2210.02747.
     """
-    fitting = [name for name, (_, kind) in SAMPLERS.items() if kind == (process.prediction == "flow")]
+    fitting: list[Sampler] = [
+        name for name, (_, kind) in SAMPLERS.items() if kind == (process.prediction == "flow")
+    ]
     chosen = sampler or fitting[-1]
     if chosen not in fitting:
         raise RecipeError(
