@@ -160,7 +160,7 @@ def _euler(process: Process) -> Any:
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMES)
 
 
-SAMPLERS: Mapping[str, tuple[Callable[[Process], Any], bool]] = MappingProxyType(
+SAMPLERS: Mapping[Sampler, tuple[Callable[[Process], Any], bool]] = MappingProxyType(
     {"ddim": (_ddim, False), "dpm_solver++": (_dpm_solver, False), "euler": (_euler, True)}
 )
 """Name -> the scheduler for a process, and whether it is one for flows."""
