@@ -155,7 +155,7 @@ def test_an_endpoint_with_tls_and_keys_ends_when_its_downloads_have(home: Path, 
     chosen = EndpointSettings(
         keys=file, certificate=chain, certificate_key=secret, audit=audit, drain_seconds=60, replicas=1
     )
-    with start(port=free_port(), poll=0.2, patience=400, settings=chosen) as endpoint:
+    with start(port=free_port(), poll=0.2, patience=200, settings=chosen) as endpoint:
         assert endpoint.url.startswith("https://")
         context = ssl.create_default_context(cafile=str(chain))
         with httpx.Client(base_url=endpoint.url, verify=context, timeout=60) as http:
