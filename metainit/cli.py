@@ -38,6 +38,9 @@ SUMMARIES: Mapping[str, str] = {
     "promote": "Move an alias to a version",
     "rollback": "Make the previous champion champion again",
     "gc": "Delete versions that no alias names",
+    "backup": "Copy names with all their versions into a folder",
+    "restore": "Bring what a back-up holds into a registry",
+    "export": "Write a version as a folder of a model hub",
     "serve": "Serve the registry over HTTP",
     "keys": "Make, list, rotate and revoke keys of an endpoint",
 }

@@ -13,6 +13,7 @@ VARIABLES: Mapping[str, str] = {
     "METAINIT_DATA": "folder of the data sets that recipes and benchmarks read",
     "METAINIT_SERVER": "endpoint that `metainit doctor` looks at, and that METAINIT_KEY belongs to",
     "METAINIT_KEY": "key for the endpoint METAINIT_SERVER, and for no other",
+    "METAINIT_JOB": "name of the cluster job that a run belongs to; `metainit submit` sets it",
     "METAINIT_OFFLINE": "1 answers from the cache alone",
 }
 """Every variable that is read, and what it is for."""

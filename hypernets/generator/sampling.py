@@ -111,7 +111,7 @@ def sample(
     return values
 
 
-def scheduled(process: Process, sampler: str, steps: int) -> Any:
+def scheduled(process: Process, sampler: Sampler, steps: int) -> Any:
     """Return the scheduler of a sampler with its times set: as many as there are steps, none below zero."""
     scheduler = SAMPLERS[sampler][0](process)
     if process.prediction == "flow":
