@@ -68,13 +68,17 @@ class FileSlice(Response):
             os.close(handle)
 
 
-async def _read(handle: int, length: int, at: int) -> bytes | memoryview:
-    """Return at most `length` bytes from `at`, none at the end of the file."""
+async def _read(handle: int, length: int, at: int) -> bytes | bytearray:
+    """Return at most `length` bytes from `at`, none at the end of the file.
+
+    No view of them: while a replica starts, Ray's own proxy stands before it, and pickles what is sent.
+    """
     nowait: int | None = getattr(os, "RWF_NOWAIT", None)
     if nowait is not None:
         buffer = bytearray(length)
         try:
-            return memoryview(buffer)[: os.preadv(handle, [buffer], at, nowait)]
+            del buffer[os.preadv(handle, [buffer], at, nowait) :]
+            return buffer
         except OSError as error:
             if error.errno not in _NOT_HERE:
                 raise

@@ -53,10 +53,13 @@ def _write_unavailable(folder: Path) -> None:
     """
     answer = folder / "unavailable.http"
     answer.write_bytes(_UNAVAILABLE.encode())
-    (folder / "unavailable.sed").write_text(
+    edits = folder / "unavailable.sed"
+    edits.write_text(
         rf"s#errorfile \(50[234]\) .*#errorfile \1 {answer}#" + "\n"
         f"s#return status 404 content-type text/plain lf-string .*#return status 503 errorfile {answer}#\n"
     )
+    for path in (answer, edits):
+        path.chmod(stat.S_IRUSR | stat.S_IWUSR)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,10 @@ LOGGER = logging.getLogger("metainit.serving")
 PREDICTOR, GENERATOR = "predictor", "generator"
 WANTED_ONGOING = 4
 """Orders a replica beyond which another one is started."""
-CPUS = 1
-"""Threads of a replica, and what it asks of Ray."""
+THREADS = 1
+"""Of a replica."""
+CPUS = 0.4
+"""What a replica asks of Ray: a machine of two cores has room for all that it may start."""
 IDLE_SECONDS = 600.0
 BATCH_SECONDS = 0.005
 """How long a replica that is idle waits for more orders than the first."""
@@ -132,4 +134,4 @@ def deployment(
         graceful_shutdown_timeout_s=5,
         ray_actor_options={"num_cpus": CPUS, **options},
     )
-    return made.bind(name, CPUS, home, batch)
+    return made.bind(name, THREADS, home, batch)

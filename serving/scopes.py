@@ -25,7 +25,7 @@ _OF_AN_INIT: Mapping[Route, Need] = {
 
 TABLE: Mapping[Route, Need] = {
     ("GET", "/"): "free",
-    ("GET", "/web/{path}"): "free",
+    ("GET", "/web/{}/{}"): "free",
     ("GET", "/healthz"): "free",
     ("GET", "/readyz"): "free",
     ("GET", "/metrics"): "admin",
@@ -42,7 +42,8 @@ TABLE: Mapping[Route, Need] = {
     ("POST", "/v1/try"): "predict",
     ("GET", "/v1/try"): "predict",
     ("GET", "/v1/try/{}"): "predict",
-    ("GET", "/v1/try/{}/{}"): "predict",
+    ("GET", "/v1/try/samples/{}"): "predict",
+    ("GET", "/v1/try/{}/events"): "predict",
     ("DELETE", "/v1/try/{}"): "predict",
 }
 """The page at ``/`` and what it loads below ``/web`` hold no data: what they show comes through the API."""

@@ -166,7 +166,7 @@ def test_an_endpoint_with_tls_and_keys_ends_when_its_downloads_have(home: Path, 
             assert found.status_code == 200
             assert len(found.headers.get_list("x-request-id")) == 1
             assert "max-age" in found.headers["strict-transport-security"]
-            assert http.get("/v1/inits", headers={"x-request-timeout-seconds": "\xff"}).status_code == 401
+            assert http.get("/v1/inits", headers={"x-request-timeout-seconds": b"\xff"}).status_code == 401
             assert '"address": "127.0.0.1"' in audit.read_text() and "9.9.9.9" not in audit.read_text()
             with Client(endpoint.url, made.token, httpx.HTTPTransport(verify=trusting(chain))) as client:
                 assert client.fetch("faces").read_bytes() == content

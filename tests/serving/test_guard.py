@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -134,7 +135,10 @@ def test_what_holds_no_data_needs_no_key(store: Store, file: Path) -> None:
         assert http.get("/readyz", headers=bearer(reader)).json()["inits"] == 2
         page = http.get("/", headers={"accept": "text/html"})
         assert page.status_code == 200 and "faces" not in page.text
-        assert "faces" in http.get("/", headers={"accept": "text/html", **bearer(reader)}).text
+        assert page.text == http.get("/", headers={"accept": "text/html", **bearer(reader)}).text
+        for name in set(re.findall(r'(?:src|href)="(web/[^"]+)"', page.text)):
+            assert http.get(f"/{name}").status_code == 200
+        assert http.get("/v1/overview").status_code == http.get("/v1/try").status_code == 401
         assert http.get("/readyz", headers=bearer("mi_wrong")).status_code == 401
 
 
@@ -291,7 +295,7 @@ def test_no_secret_reaches_logs_audit_or_answers(
     try:
         app = create_app(store, settings=chosen)
 
-        @app.get("/web/broken")
+        @app.get("/web/1/broken")
         async def broken() -> None:
             raise RuntimeError(f"unforeseen, with {reader.token}")
 
@@ -299,7 +303,7 @@ def test_no_secret_reaches_logs_audit_or_answers(
         with InProcess(app) as transport, httpx.Client(transport=transport, base_url="http://e") as http:
             said += [http.get(WEIGHTS, headers=bearer(reader)) for _ in range(9)]
             said.append(http.get("/metrics", headers=bearer(reader)))
-            said.append(http.get("/web/broken"))
+            said.append(http.get("/web/1/broken"))
             said.append(http.get("/v1/inits", headers=bearer(reader.token[:-1])))
         wrong = reader.token[:-1] + ("0" if reader.token[-1] != "0" else "1")
         with InProcess(app) as transport, httpx.Client(transport=transport, base_url="http://e") as http:
