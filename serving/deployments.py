@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import httpx
 
 from metainit.errors import EndpointError
 from serving.arguments import Arguments
+from serving.draining import wait_until_sent
 from serving.front_door import check_certificate, open_door, trusting
 from serving.haproxy import NO_REPLICA, FastPath, binary, fast_path
 from serving.key_file import read
@@ -82,9 +84,9 @@ class Endpoint:
 
         if not self.url:
             return
-        self.url = ""
+        url, self.url = self.url, ""
         if ray.is_initialized():
-            _drain(STOP_SECONDS + self._drain)
+            _drain(urlsplit(url).port or 0, STOP_SECONDS + self._drain)
             _stop_serve(STOP_SECONDS)
         if self._owns_ray:
             ray.shutdown()
@@ -262,10 +264,11 @@ def _controller_lives() -> bool:
     return named in list_named_actors(all_namespaces=True)
 
 
-def _drain(patience: float) -> None:
+def _drain(port: int, patience: float) -> None:
     """Let replicas answer what is running and end, while the proxy that carries their answers is there.
 
-    A shutdown of Serve as a whole ends the proxy first, and with it every download.
+    A shutdown of Serve as a whole ends the proxy first, and with it every download. What a replica has sent
+    may still wait in proxy and kernel for a slow client: some megabytes.
     """
     import ray
     from ray import serve
@@ -278,6 +281,7 @@ def _drain(patience: float) -> None:
         ray.get(controller.delete_apps.remote([APPLICATION]), timeout=patience)
         while APPLICATION in serve.status().applications and time.monotonic() < deadline:
             time.sleep(0.1)
+        wait_until_sent(port, deadline - time.monotonic())
 
 
 def _stop_serve(patience: float) -> None:

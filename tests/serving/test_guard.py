@@ -278,7 +278,11 @@ def test_a_window_moves(store: Store) -> None:
 
 
 def test_no_secret_reaches_logs_audit_or_answers(
-    store: Store, file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: Store,
+    file: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from serving import logs
 
@@ -295,15 +299,15 @@ def test_no_secret_reaches_logs_audit_or_answers(
     try:
         app = create_app(store, settings=chosen)
 
-        @app.get("/web/1/broken")
-        async def broken() -> None:
+        def broken(*_: object, **__: object) -> None:
             raise RuntimeError(f"unforeseen, with {reader.token}")
 
+        monkeypatch.setattr("serving.app.readiness", broken)
         said = []
         with InProcess(app) as transport, httpx.Client(transport=transport, base_url="http://e") as http:
             said += [http.get(WEIGHTS, headers=bearer(reader)) for _ in range(9)]
             said.append(http.get("/metrics", headers=bearer(reader)))
-            said.append(http.get("/web/1/broken"))
+            said.append(http.get("/readyz"))
             said.append(http.get("/v1/inits", headers=bearer(reader.token[:-1])))
         wrong = reader.token[:-1] + ("0" if reader.token[-1] != "0" else "1")
         with InProcess(app) as transport, httpx.Client(transport=transport, base_url="http://e") as http:
