@@ -7,6 +7,7 @@ Later ones win: file, then ``METAINIT_SERVE_<NAME>``, then options. Values of th
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -30,6 +31,8 @@ from serving.scopes import Scope
 
 PREFIX = "METAINIT_SERVE_"
 MAX_FILE_BYTES = 1 << 20
+OF_A_SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)$")
+"""Ends of what Kubernetes tells pods of a service: that of metainit-serve-svc begins like a setting."""
 Network = IPv4Network | IPv6Network
 Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[A-Za-z0-9.\-\[\]:]+)$")]
 
@@ -148,7 +151,9 @@ def load_settings(
     values = _from_file(file) if file is not None else {}
     for name, text in (os.environ if environment is None else environment).items():
         field = name.removeprefix(PREFIX).lower()
-        if name.startswith(PREFIX) and field not in COMMAND_OPTIONS:
+        if not name.startswith(PREFIX) or field in COMMAND_OPTIONS:
+            continue
+        if field in known or not OF_A_SERVICE.search(name):
             _require(field, known, name)
             values[field] = _yaml(text, name)
     given = {name: value for name, value in (options or {}).items() if value is not None}
