@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from metainit.errors import EndpointError
 from serving.arguments import Arguments
 from serving.deployments import REPLICA_CPUS, build, default_cache
+from serving.generation import GenerationLimits
+from serving.key_file import read
 from serving.peers import Door
 from serving.settings import load_settings
 
@@ -31,7 +33,8 @@ def app(args: dict[str, Any]) -> Application:
     Settings that the arguments leave open are those of the environment (METAINIT_SERVE_...).
 
     Raises:
-        EndpointError: an argument is unknown, or not what it has to be.
+        EndpointError: an argument is unknown, or not what it has to be; the keys cannot be read; or there
+            are none, and nothing says that everybody may come in.
         RecipeError: the same of a setting.
     """
     try:
@@ -41,6 +44,14 @@ def app(args: dict[str, Any]) -> Application:
         known = ", ".join(Arguments.model_fields)
         raise EndpointError(f"the arguments of the endpoint are not valid: {said}; known: {known}") from error
     settings = load_settings(options=arguments.settings.model_dump(exclude_unset=True))
+    if settings.keys is not None:
+        read(settings.keys)
+    elif not arguments.public:
+        raise EndpointError(
+            "this endpoint has no keys, and whoever reaches its address could read what it serves; make one "
+            "(metainit keys make) and name the file in METAINIT_SERVE_KEYS or settings: {keys: ...}, or give "
+            "the argument public: true if open to all is what you want"
+        )
     return bound(arguments.model_copy(update={"settings": settings}), {})
 
 
@@ -70,10 +81,11 @@ def bound(arguments: Arguments, options: Mapping[str, Any], door: Door | None = 
         ray_actor_options={"num_cpus": REPLICA_CPUS, **options},
     )
     workers = [
-        ray_predictor.deployment(name, most, settings.queue, home, dict(options))
-        for name, most in (
-            (ray_predictor.PREDICTOR, arguments.predictors),
-            (ray_predictor.GENERATOR, arguments.generators),
+        ray_predictor.deployment(name, most, waiting, home, dict(options))
+        for name, most, waiting in (
+            (ray_predictor.PREDICTOR, arguments.predictors, settings.queue),
+            # A single request sends as many draws as it has networks.
+            (ray_predictor.GENERATOR, arguments.generators, GenerationLimits().waiting),
         )
     ]
     made: Application = deployment.bind(*workers)

@@ -24,6 +24,7 @@ class Arguments(BaseModel):
     poll: float = Field(2.0, gt=0, description="seconds between looks at the registry")
     predictors: int = Field(2, ge=1, description="processes that predict weights, at most")
     generators: int = Field(2, ge=1, description="processes that generate weights, at most")
+    public: bool = Field(False, description="serve without keys, to everybody who reaches the address")
     settings: EndpointSettings = Field(
         EndpointSettings(), description="keys, limits, and how many replicas share the folder of copies"
     )

@@ -23,6 +23,7 @@ from serving.arguments import Arguments
 from serving.draining import wait_until_sent
 from serving.front_door import check_certificate, open_door, trusting
 from serving.haproxy import NO_REPLICA, FastPath, binary, fast_path
+from serving.hosts import guarded_by_name
 from serving.key_file import read
 from serving.peers import Door
 from serving.settings import EndpointSettings
@@ -133,7 +134,7 @@ def start(
         EndpointError: the port is in use, Serve already runs in this Ray, it did not start, or keys or
             certificate cannot be used.
     """
-    settings = settings or EndpointSettings()
+    settings = guarded_by_name(settings or EndpointSettings(), host)
     check_port(host, port)
     if settings.keys is not None:
         read(settings.keys)

@@ -1,6 +1,7 @@
 """Puts the layers of the endpoint around its app, in their order; what is off is not there at all.
 
-From outside: peers (whom the request comes from), traces, notes and headers, bounds, CORS, keys and rates.
+From outside: peers (whom the request comes from), traces, notes and headers, names, bounds, CORS,
+keys and rates.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from serving import logs
 from serving.bounds import Bounded, Load
 from serving.guard import Guarded
+from serving.hosts import Named
 from serving.key_file import KeyRing
 from serving.observed import Observed, Sink
 from serving.peers import Door, Peers
@@ -85,6 +87,8 @@ def surround(
             expose_headers=EXPOSED,
         )
     app.add_middleware(Bounded, settings=settings, load=load)
+    if settings.hosts:
+        app.add_middleware(Named, hosts=settings.hosts)
     app.add_middleware(
         Observed,
         sinks=sinks,

@@ -49,12 +49,17 @@ def read(path: Path) -> Keys:
     """Return the keys of a file by id.
 
     Raises:
-        KeyFileError: it is missing, damaged, too large, or other users of this machine can read it.
+        KeyFileError: it is missing, damaged, too large, or readable by more than owner and, where somebody
+            else owns it (as root does a mounted secret), group.
     """
     try:
         with path.open("rb") as stream:
-            if os.name == "posix" and stat.S_IMODE(os.fstat(stream.fileno()).st_mode) & 0o077:
-                raise KeyFileError(f"other users can read or write {path}: chmod 600 {path}")
+            if os.name == "posix":
+                found = os.fstat(stream.fileno())
+                ours = found.st_uid == os.geteuid()
+                if found.st_mode & (0o077 if ours else 0o037):
+                    mode = "600" if ours else "640"
+                    raise KeyFileError(f"other users can read or write {path}: chmod {mode} {path}")
             content = stream.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise KeyFileError(

@@ -33,6 +33,9 @@ EVERY: tuple[Header, ...] = (
     (b"cross-origin-opener-policy", b"same-origin"),
 )
 STALE = b"x-metainit-stale"
+CACHING: Header = (b"cache-control", b"no-cache")
+BLOBS = "/v1/blobs/"
+"""Routes of what never changes: how long ago the registry was in reach says nothing of it."""
 
 
 class Observed:
@@ -59,7 +62,7 @@ class Observed:
         """Wrap an app."""
         self.app, self.sinks, self.stale = app, tuple(sinks), stale
         self.begun, self.names_answers = begun, names_answers
-        hsts = f"max-age={hsts_seconds}; includeSubDomains".encode()
+        hsts = f"max-age={hsts_seconds}".encode()
         self.hsts: Header | None = (b"strict-transport-security", hsts) if hsts_seconds else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,11 +103,13 @@ class Observed:
         complete = [*headers, *(header for header in EVERY if header[0] not in have)]
         if POLICY not in have:
             complete.append((POLICY, DOCS_POLICY if note.path.endswith(DOCS) else PAGE_POLICY))
+        if CACHING[0] not in have:
+            complete.append(CACHING)
         if self.names_answers:
             complete.append((REQUEST_ID, note.request_id.encode()))
         if self.hsts is not None and scope.get("scheme") == "https":
             complete.append(self.hsts)
-        stale = self.stale()
+        stale = None if note.route.startswith(BLOBS) else self.stale()
         if stale is not None:
             complete.append((STALE, str(int(stale)).encode()))
         return complete

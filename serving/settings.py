@@ -7,6 +7,7 @@ Later ones win: file, then ``METAINIT_SERVE_<NAME>``, then options. Values of th
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -30,7 +31,10 @@ from serving.scopes import Scope
 
 PREFIX = "METAINIT_SERVE_"
 MAX_FILE_BYTES = 1 << 20
+OF_A_SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)$")
+"""Ends of what Kubernetes tells pods of a service: that of metainit-serve-svc begins like a setting."""
 Network = IPv4Network | IPv6Network
+Host = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])$", to_lower=True)]
 Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[A-Za-z0-9.\-\[\]:]+)$")]
 
 
@@ -60,6 +64,9 @@ class EndpointSettings(BaseModel):
     idle_seconds: int = Field(60, ge=1, description="time that a connection may neither give nor take")
     drain_seconds: float = Field(30.0, ge=0, description="time for running requests when it is stopped")
     cors_origins: tuple[Origin, ...] = Field((), description="web pages of these origins may ask; * is all")
+    hosts: tuple[Host, ...] = Field(
+        (), description="names that requests may ask for (Host, without port); empty is any"
+    )
     base_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$", description="path of the proxy in front")
     trusted_proxies: tuple[Network, ...] = Field((), description="whose X-Forwarded-For and -Proto count")
     certificate: Path | None = Field(None, description="TLS certificate and its chain, PEM")
@@ -148,7 +155,9 @@ def load_settings(
     values = _from_file(file) if file is not None else {}
     for name, text in (os.environ if environment is None else environment).items():
         field = name.removeprefix(PREFIX).lower()
-        if name.startswith(PREFIX) and field not in COMMAND_OPTIONS:
+        if not name.startswith(PREFIX) or field in COMMAND_OPTIONS:
+            continue
+        if field in known or not OF_A_SERVICE.search(name):
             _require(field, known, name)
             values[field] = _yaml(text, name)
     given = {name: value for name, value in (options or {}).items() if value is not None}

@@ -19,7 +19,7 @@ from serving.tries import SAMPLES, BadImage, Tries, Try, sample_file
 
 THUMBNAIL = 160
 """Pixels on a side of a sample's picture."""
-DAY = "public, max-age=86400"
+DAY = "private, max-age=86400"
 EVENTS = "text/event-stream"
 Find = Callable[[Reference], Awaitable[Entry]]
 

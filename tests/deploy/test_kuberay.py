@@ -17,6 +17,7 @@ from metainit import __version__
 from pipelines.recipe import load_recipe, read_recipe
 from serving.app import create_app
 from serving.arguments import Arguments
+from serving.haproxy import fast_path
 from serving.store import Store
 from tests.serving.shelf import Shelf
 
@@ -114,6 +115,29 @@ def test_every_mount_has_its_volume_and_every_writable_folder_is_one(cluster: Va
         assert "MLFLOW_TRACKING_URI" in of_secret("metainit-registry")["stringData"]
 
 
+def test_no_pod_is_told_of_services_whose_variables_look_like_settings() -> None:
+    every = [pod for cluster in clusters() for pod in pods(cluster)]
+    every.append(of_kind("RayJob")["spec"]["submitterPodTemplate"]["spec"])
+    assert all(pod["enableServiceLinks"] is False for pod in every)
+
+
+def test_the_endpoints_pods_take_the_fast_path_and_its_limit_lets_a_large_file_through() -> None:
+    service = of_kind("RayService")["spec"]
+    fast = fast_path("/bin/true")
+    try:
+        chosen = {name: fast.environment[name] for name in (
+            "RAY_SERVE_ENABLE_HA_PROXY",
+            "RAY_SERVE_ENABLE_DIRECT_INGRESS",
+            "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD",
+        )}  # fmt: skip
+    finally:
+        fast.remove()
+    for pod in pods(service["rayClusterConfig"]):
+        has = {e["name"]: e["value"] for e in pod["containers"][0]["env"]}
+        assert chosen.items() <= has.items()
+    assert yaml.safe_load(service["serveConfigV2"])["http_options"]["request_timeout_s"] >= 3600
+
+
 def of_secret(name: str) -> Value:
     (found,) = [d for d in documents() if d["kind"] == "Secret" and d["metadata"]["name"] == name]
     return found
@@ -149,11 +173,15 @@ def test_serve_takes_the_config_and_the_application_its_arguments() -> None:
     config = ServeDeploySchema.model_validate(yaml.safe_load(service["serveConfigV2"]))
     (application,) = config.applications
     arguments = Arguments.model_validate(application.args)
-    endpoint, predictor = application.deployments
+    endpoint, predictor, generator = application.deployments
     groups = {group["groupName"]: group for group in service["rayClusterConfig"]["workerGroupSpecs"]}
     assert endpoint.num_replicas == arguments.settings.replicas == groups["endpoint"]["replicas"]
     assert arguments.predictors == groups["predictors"]["maxReplicas"]
-    for deployment, group in ((endpoint, groups["endpoint"]), (predictor, groups["predictors"])):
+    for deployment, group in (
+        (endpoint, groups["endpoint"]),
+        (predictor, groups["predictors"]),
+        (generator, groups["predictors"]),
+    ):
         asked = deployment.ray_actor_options.resources
         # KubeRay hands the value to a shell, within quotes of its own.
         offered = json.loads(json.loads(group["rayStartParams"]["resources"]))

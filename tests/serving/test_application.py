@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from metainit.errors import EndpointError
+from serving import key_file, keys
 from serving.application import SPARE, app
 from serving.arguments import Arguments
 from serving.deployments import APPLICATION
+from serving.generation import GenerationLimits
 from serving.ray_predictor import GENERATOR, PREDICTOR
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray brings warnings of its own
@@ -22,7 +25,7 @@ def bound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **args: Any) -> dict[
     from ray.serve._private.build_app import build_app
 
     monkeypatch.setenv("METAINIT_HOME", str(tmp_path))
-    built = build_app(app(args), name=APPLICATION)
+    built = build_app(app({"public": True, **args}), name=APPLICATION)
     return {deployment.name: deployment for deployment in built.deployments}
 
 
@@ -38,7 +41,31 @@ def test_the_builder_is_one_that_serve_takes() -> None:
 
     assert list(inspect.signature(app).parameters) == ["args"]
     application: Any = app
-    build(application, {"cache": "/var/cache/metainit"})
+    build(application, {"cache": "/var/cache/metainit", "public": True})
+
+
+def test_without_keys_it_has_to_be_said_that_everybody_may_come_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("METAINIT_HOME", str(tmp_path))
+    with pytest.raises(EndpointError, match="no keys.*METAINIT_SERVE_KEYS.*public: true"):
+        app({})
+    monkeypatch.setenv("METAINIT_SERVE_KEYS", str(tmp_path / "keys.json"))
+    for args in ({}, {"public": True}):
+        with pytest.raises(EndpointError, match="there are no keys at"):
+            app(args)
+    made = keys.make(["read"], datetime.now(UTC)).key
+    key_file.change(tmp_path / "keys.json", lambda _: ((made,), None))
+    assert set(bound(monkeypatch, tmp_path, public=False)) == {"endpoint", PREDICTOR, GENERATOR}
+
+
+def test_a_request_for_as_many_networks_as_allowed_has_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = bound(monkeypatch, tmp_path, settings={"queue": 5})
+    limits = GenerationLimits()
+    assert made[GENERATOR]._deployment_config.max_queued_requests == limits.waiting >= limits.count
+    assert made[PREDICTOR]._deployment_config.max_queued_requests == 5
 
 
 @pytest.mark.parametrize(
@@ -46,7 +73,7 @@ def test_the_builder_is_one_that_serve_takes() -> None:
     [
         (
             {"replica": 2},
-            r"replica: Extra inputs.*known: registry, cache, poll, predictors, generators, settings",
+            r"replica: Extra inputs.*known: registry, cache, poll, predictors, generators, public, settings",
         ),
         ({"settings": {"replicas": 0}}, "settings.replicas: Input should be greater than or equal to 1"),
         ({"poll": "often"}, "poll: Input should be a valid number"),

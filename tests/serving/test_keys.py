@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -22,6 +23,7 @@ from serving.key_file import KeyFileError, KeyRing
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
+DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
 def run(*words: str, status: int = 0) -> str:
@@ -143,6 +145,29 @@ def test_a_file_that_others_can_read_is_refused(file: Path) -> None:
     file.chmod(0o640)
     with pytest.raises(KeyFileError, match="chmod 600"):
         key_file.read(file)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_a_secret_that_another_user_owns_may_be_read_by_its_group(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = keys.make(["read"], NOW).key
+    key_file.change(file, lambda _: ((made,), None))
+    me = os.geteuid()
+    monkeypatch.setattr("serving.key_file.os.geteuid", lambda: me + 1)
+    service = next(
+        document
+        for document in yaml.safe_load_all((DEPLOY / "kuberay" / "rayservice.yaml").read_text())
+        if document["kind"] == "RayService"
+    )
+    volumes = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["volumes"]
+    (mode,) = (v["secret"]["defaultMode"] for v in volumes if "secret" in v)
+    file.chmod(mode)
+    assert set(key_file.read(file)) == {made.id}
+    for wrong in (0o460, 0o444, 0o442):
+        file.chmod(wrong)
+        with pytest.raises(KeyFileError, match="chmod 640"):
+            key_file.read(file)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,16 @@ def test_what_has_begun_in_time_may_take_its_time(store: Store) -> None:
         assert http.get("/web/slow").content == b"xxxx"
 
 
+def test_every_answer_says_how_it_may_be_kept(store: Store) -> None:
+    with serving(store) as http:
+        for path in ("/v1/inits", "/v1/inits/faces/versions", "/v1/overview", "/", "/readyz", "/v1/try"):
+            assert http.get(path).headers["cache-control"] == "no-cache", path
+        blob = http.get(http.get(WEIGHTS).headers["content-location"])
+        assert "immutable" in blob.headers["cache-control"]
+        again = http.get(blob.url, headers={"if-none-match": blob.headers["etag"]})
+        assert again.status_code == 304 and "immutable" in again.headers["cache-control"]
+
+
 # --- peers
 
 
@@ -148,7 +158,7 @@ def test_a_trusted_proxy_tells_who_asks(store: Store, forwarded: str, address: s
     with serving(store, trusted_proxies=["127.0.0.0/8", "10.0.0.0/8"]) as http:
         who = http.get("/web/who", headers=headers)
         assert who.json()["address"] == address and who.json()["scheme"] == "https"
-        assert who.headers["strict-transport-security"] == "max-age=31536000; includeSubDomains"
+        assert who.headers["strict-transport-security"] == "max-age=31536000"
         twice = [("x-forwarded-for", "1.2.3.4"), ("x-forwarded-for", "198.51.100.7")]
         assert http.get("/web/who", headers=twice).json()["address"] == "198.51.100.7"
     with serving(store) as http:  # nobody is trusted
@@ -301,6 +311,8 @@ def test_a_registry_out_of_reach_is_told(store: Store, shelf: Shelf) -> None:
         store.refresh()
         answer = http.get(WEIGHTS)
         assert answer.status_code == 200 and int(answer.headers["x-metainit-stale"]) >= 0
+        blob = http.get(answer.headers["content-location"])
+        assert blob.status_code == 200 and "x-metainit-stale" not in blob.headers
         ready = http.get("/readyz").json()
         assert ready["ready"] and ready["stale"] and ready["stale_seconds"] >= 0
         assert "does not answer" in ready["registry_error"]

@@ -67,6 +67,23 @@ def test_a_file_that_is_no_settings_is_named(tmp_path: Path, content: str) -> No
         assignments(["queue"])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SVC_SERVICE_HOST",
+        "SVC_SERVICE_PORT",
+        "SVC_SERVICE_PORT_SERVE",
+        "SVC_PORT",
+        "SVC_PORT_8000_TCP",
+        "SVC_PORT_8000_TCP_ADDR",
+        "SVC_PORT_8000_TCP_PROTO",
+    ],
+)
+def test_what_kubernetes_says_of_a_service_is_no_setting(name: str) -> None:
+    environment = {f"METAINIT_SERVE_{name}": "tcp://10.0.0.7:8000", "METAINIT_SERVE_QUEUE": "7"}
+    assert load_settings(environment=environment).queue == 7
+
+
 def test_paths_hold_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert EndpointSettings(keys=Path("keys.json")).keys == tmp_path / "keys.json"

@@ -128,3 +128,4 @@ def test_what_there_is_to_try_is_told(http: httpx.Client) -> None:
     for sample in options["samples"]:
         shown = http.get(sample["picture"])
         assert shown.headers["content-type"] == "image/png" and shown.content.startswith(b"\x89PNG")
+        assert shown.headers["cache-control"].startswith("private, ")  # where keys are on, it takes one
