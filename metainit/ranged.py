@@ -17,7 +17,7 @@ from metainit.checkpoint import DEFAULT_LIMITS, HEADER_KEY, Limits
 from metainit.errors import CheckpointError, EndpointError
 from metainit.protocol import Endpoint, Located
 from metainit.references import Reference
-from metainit.transfer import PROGRESS_BYTES, Blob, Patience, check
+from metainit.transfer import PROGRESS_BYTES, Blob, check
 from metainit.variants import missing, named
 from metainit.wire import Answer, Ask, Steps, Transient, ask, work
 
@@ -159,7 +159,7 @@ def spans(places: Iterable[Place]) -> list[tuple[int, int]]:
 def _read(endpoint: Endpoint, blob: Blob, start: int, end: int) -> Steps[bytes]:
     """Read bytes `start` to `end` of a blob; what broke off goes on where it stopped."""
     content = bytearray()
-    patience, most = Patience(endpoint.retry, endpoint.url), 0
+    patience, most = endpoint.patience, 0
     while len(content) < end - start:
         span = _Span(blob, start + len(content), end, content)
         headers = {
