@@ -19,7 +19,7 @@ import httpx
 from metainit.asking import Generation
 from metainit.bounded import MAX_EVIDENCE_BYTES
 from metainit.client import PATIENT, TIMEOUT, endpoint_at, http_options
-from metainit.protocol import Located, Pages
+from metainit.protocol import Endpoint, Located, Pages
 from metainit.transfer import Progress, Retry
 from metainit.variants import Variant
 from metainit.wire import Steps, T, run_async
@@ -83,18 +83,20 @@ class AsyncClient:
 
     async def list(self) -> list[dict[str, Any]]:
         """Return what the endpoint serves, as `Client.list` does."""
-        pages = Pages(self.url)
+        pages, call = Pages(self.url), self._call()
         while pages.wanted is not None:
-            pages.add(await self._json(pages.wanted))
+            pages.add(await self._run(call.json(pages.wanted, MAX_EVIDENCE_BYTES)))
         return pages.items
 
     async def show(self, reference: str) -> dict[str, Any]:
         """Return card, evidence, pictures and addresses, as `Client.show` does."""
-        return await self._json(self._endpoint.address(self._endpoint.reference(reference)))
+        call = self._call()
+        return await self._run(call.json(call.address(call.reference(reference)), MAX_EVIDENCE_BYTES))
 
     async def evidence(self, reference: str, sha256: str) -> dict[str, Any] | None:
         """Return the evidence of some weights, as `Client.evidence` does."""
-        return await self._run(self._endpoint.evidence(self._endpoint.reference(reference), sha256))
+        call = self._call()
+        return await self._run(call.evidence(call.reference(reference), sha256))
 
     async def fetch(
         self,
@@ -106,40 +108,43 @@ class AsyncClient:
         progress: Progress | None = None,
     ) -> Path:
         """Return the verified checkpoint file, as `Client.fetch` does; `progress` is called in the loop."""
-        located = await self._located(reference, Variant.of(dtype, tensors))
-        return await self.fetched(located, path, progress=progress)
+        call, variant = self._call(), Variant.of(dtype, tensors)
+        return await self._run(call.fetch(call.reference(reference), variant, path, progress))
 
     async def fetch_tensors(self, reference: str, names: Iterable[str]) -> dict[str, Tensor]:
         """Return some tensors by their byte ranges, which are not verified: see `Client.fetch_tensors`."""
         from metainit.ranged import tensors
 
-        return await self._run(tensors(self._endpoint, self._endpoint.reference(reference), names))
+        call = self._call()
+        return await self._run(tensors(call, call.reference(reference), names))
 
     async def located(self, reference: str) -> Located:
         """Return what a reference means now, as `Client.located` does."""
-        return await self._located(reference, Variant())
+        call = self._call()
+        return await self._run(call.located(call.reference(reference)))
 
     async def fetched(
         self, located: Located, path: str | Path | None = None, *, progress: Progress | None = None
     ) -> Path:
         """Return the verified file of what was located, as `fetch` does."""
-        return await self._run(self._endpoint.fetched(located, path, progress))
+        return await self._run(self._call().fetched(located, path, progress))
 
     async def blob(self, sha256: str, *, progress: Progress | None = None) -> Path:
         """Return the verified file of a blob, as `Client.blob` does."""
-        return await self._run(self._endpoint.blob(sha256, progress))
+        return await self._run(self._call().blob(sha256, progress))
 
     async def predicted(
         self, reference: str, graph: Mapping[str, Any], *, seed: int = 0, exact: bool = False
     ) -> Path:
         """Return the verified file of predicted weights, as `Client.predicted` does."""
         order = {"graph": graph, "seed": seed, "exact": exact}
-        return await self._run(self._endpoint.predicted(self._endpoint.reference(reference), order))
+        call = self._call()
+        return await self._run(call.predicted(call.reference(reference), order))
 
     async def generated(self, reference: str, count: int = 1, **asked: Any) -> Sequence[Path]:
         """Return the verified files of generated weights, as `Client.generated` does."""
-        where = self._endpoint.reference(reference)
-        return await self._run(self._endpoint.generated(where, Generation(count, **asked)))
+        call = self._call()
+        return await self._run(call.generated(call.reference(reference), Generation(count, **asked)))
 
     async def predict(
         self, network: nn.Module, reference: str, *, example_inputs: Any, **arguments: Any
@@ -161,11 +166,9 @@ class AsyncClient:
     async def _run(self, steps: Steps[T]) -> T:
         return await run_async(steps, self._http)
 
-    async def _located(self, reference: str, variant: Variant) -> Located:
-        return await self._run(self._endpoint.located(self._endpoint.reference(reference), variant))
-
-    async def _json(self, url: str) -> dict[str, Any]:
-        return await self._run(self._endpoint.json(url, MAX_EVIDENCE_BYTES))
+    def _call(self) -> Endpoint:
+        """Return the endpoint for one call, which has a patience of its own."""
+        return self._endpoint.anew()
 
 
 class _InThread:

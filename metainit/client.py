@@ -28,7 +28,7 @@ from metainit.protocol import KIND_HEADER as KIND_HEADER
 from metainit.protocol import Endpoint, Pages
 from metainit.protocol import Located as Located
 from metainit.references import parse_url
-from metainit.transfer import Progress, Retry
+from metainit.transfer import Patience, Progress, Retry
 from metainit.variants import Variant
 from metainit.wire import Steps, T, run
 
@@ -70,12 +70,13 @@ def resolve_url(source: str, left_there: Collection[str] = ()) -> Resolved:
     """
     base, reference = parse_url(source)
     with Client(base) as client:
-        found = client.located(str(reference))
+        call, run = client._call(), client._run
+        found = run(call.located(reference))
         if found.path is None and found.kind in left_there:
             return Resolved(None, None, found.kind)
-        path = client.fetched(found)
+        path = run(call.fetched(found))
         try:
-            return Resolved(path, client.evidence(str(reference), path.stem), found.kind)
+            return Resolved(path, run(call.evidence(reference, path.stem)), found.kind)
         except EndpointError as error:
             LOGGER.warning("no evidence for %s: %s", source, error)
             return Resolved(path, None, found.kind)
@@ -95,7 +96,8 @@ def endpoint_at(url: str, retry: Retry, cache: Path | None, offline: bool | None
     if not known:
         raise EndpointError(f"{url!r} is no endpoint; expected e.g. http://127.0.0.1:8000")
     kept = Kept(cache or cache_folder(CACHE))
-    return Endpoint(url.rstrip("/"), kept, retry, settings.offline() if offline is None else offline)
+    url = url.rstrip("/")
+    return Endpoint(url, kept, Patience(retry, url), settings.offline() if offline is None else offline)
 
 
 def http_options(url: str, key: str | None, timeout: httpx.Timeout) -> dict[str, Any]:
@@ -120,7 +122,7 @@ class Client:
         url: address of the endpoint, e.g. ``http://127.0.0.1:8000``.
         key: sent as a bearer token, to this endpoint only; METAINIT_KEY where METAINIT_SERVER is this one.
         transport: an httpx transport, e.g. one that calls an app in the same process.
-        retry: how often and how patiently failed requests are repeated.
+        retry: how often and how patiently a call repeats requests that failed, all of them together.
         cache: folder of the cache instead of the user's.
         offline: answer from the cache alone; METAINIT_OFFLINE unless given.
         timeout: of one exchange: to connect, and between bytes.
@@ -177,9 +179,9 @@ class Client:
         Raises:
             EndpointError: the endpoint cannot be reached, or answers with a problem.
         """
-        pages = Pages(self.url)
+        pages, call = Pages(self.url), self._call()
         while pages.wanted is not None:
-            pages.add(self._json(pages.wanted))
+            pages.add(self._run(call.json(pages.wanted, MAX_EVIDENCE_BYTES)))
         return pages.items
 
     def show(self, reference: str) -> dict[str, Any]:
@@ -188,7 +190,8 @@ class Client:
         Raises:
             EndpointError: it does not exist, or the endpoint cannot be reached.
         """
-        return self._json(self._endpoint.address(self._endpoint.reference(reference)))
+        call = self._call()
+        return self._run(call.json(call.address(call.reference(reference)), MAX_EVIDENCE_BYTES))
 
     def evidence(self, reference: str, sha256: str) -> dict[str, Any] | None:
         """Return the evidence of an initialization, asked for once for each reference and its weights.
@@ -200,7 +203,8 @@ class Client:
         Raises:
             EndpointError: it does not exist, the endpoint cannot be reached, or the disk is full.
         """
-        return self._run(self._endpoint.evidence(self._endpoint.reference(reference), sha256))
+        call = self._call()
+        return self._run(call.evidence(call.reference(reference), sha256))
 
     def fetch(
         self,
@@ -228,8 +232,8 @@ class Client:
                 after a second clean download, or the disk is full (what has arrived is kept and
                 resumed).
         """
-        located = self._located(reference, Variant.of(dtype, tensors))
-        return self.fetched(located, path, progress=progress)
+        call, variant = self._call(), Variant.of(dtype, tensors)
+        return self._run(call.fetch(call.reference(reference), variant, path, progress))
 
     def fetch_tensors(self, reference: str, names: Iterable[str]) -> dict[str, Tensor]:
         """Return some tensors, reading only their bytes; a file that is in the cache is read instead.
@@ -250,7 +254,8 @@ class Client:
         """
         from metainit.ranged import tensors
 
-        return self._run(tensors(self._endpoint, self._endpoint.reference(reference), names))
+        call = self._call()
+        return self._run(tensors(call, call.reference(reference), names))
 
     def located(self, reference: str) -> Located:
         """Return what a reference means now; a pinned version that is in the cache needs no endpoint.
@@ -258,13 +263,14 @@ class Client:
         Raises:
             EndpointError: it does not exist, or the endpoint cannot be reached.
         """
-        return self._located(reference, Variant())
+        call = self._call()
+        return self._run(call.located(call.reference(reference)))
 
     def fetched(
         self, located: Located, path: str | Path | None = None, *, progress: Progress | None = None
     ) -> Path:
         """Return the verified file of what was located, as `fetch` does."""
-        return self._run(self._endpoint.fetched(located, path, progress))
+        return self._run(self._call().fetched(located, path, progress))
 
     def blob(self, sha256: str, *, progress: Progress | None = None) -> Path:
         """Return the verified file of a blob; one that is in the cache needs no endpoint.
@@ -272,7 +278,7 @@ class Client:
         Raises:
             EndpointError: as for `fetch`.
         """
-        return self._run(self._endpoint.blob(sha256, progress))
+        return self._run(self._call().blob(sha256, progress))
 
     def predicted(
         self, reference: str, graph: Mapping[str, Any], *, seed: int = 0, exact: bool = False
@@ -290,7 +296,8 @@ class Client:
                 predictions are under way.
         """
         order = {"graph": graph, "seed": seed, "exact": exact}
-        return self._run(self._endpoint.predicted(self._endpoint.reference(reference), order))
+        call = self._call()
+        return self._run(call.predicted(call.reference(reference), order))
 
     def generated(self, reference: str, count: int = 1, **asked: Any) -> Sequence[Path]:
         """Return the verified files of weights that a generator there draws, one network each.
@@ -306,8 +313,8 @@ class Client:
             EndpointError: as for `fetch`; or there is no generator, it does not take the condition, or too
                 many networks are under way.
         """
-        where = self._endpoint.reference(reference)
-        return self._run(self._endpoint.generated(where, Generation(count, **asked)))
+        call = self._call()
+        return self._run(call.generated(call.reference(reference), Generation(count, **asked)))
 
     def predict(
         self, network: nn.Module, reference: str, *, example_inputs: Any, **arguments: Any
@@ -349,8 +356,6 @@ class Client:
     def _run(self, steps: Steps[T]) -> T:
         return run(steps, self._http)
 
-    def _located(self, reference: str, variant: Variant) -> Located:
-        return self._run(self._endpoint.located(self._endpoint.reference(reference), variant))
-
-    def _json(self, url: str) -> dict[str, Any]:
-        return self._run(self._endpoint.json(url, MAX_EVIDENCE_BYTES))
+    def _call(self) -> Endpoint:
+        """Return the endpoint for one call, which has a patience of its own."""
+        return self._endpoint.anew()

@@ -22,13 +22,13 @@ from metainit.client import TIMEOUT, endpoint_at, http_options
 from metainit.diagnosis import Finding
 from metainit.errors import EndpointError
 from metainit.protocol import SHA256_TAG
-from metainit.transfer import Retry, check, tried
+from metainit.transfer import Patience, Retry, check, tried
 from metainit.wire import Answer, Ask, Steps, Transient, ask, run
 
 SKEW_SECONDS = 60.0
 MAX_ANSWER = 16 << 20
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-RETRY = Retry(attempts=2)
+RETRY = Retry(attempts=2, first_wait=0.25)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Line:
         """
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         question = Ask(method, f"{self.url}{path}", {"Accept": "application/json", **named}, limit=MAX_ANSWER)
-        return run(tried(partial(_once, question), RETRY, self.url), self.http)
+        return run(tried(partial(_once, question), Patience(RETRY, self.url)), self.http)
 
 
 def _once(question: Ask) -> Steps[Answer]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +19,14 @@ from metainit.card import canonical_json
 from metainit.errors import CheckpointError, EndpointError
 from metainit.kept import SHA256, Kept, copied
 from metainit.references import Reference, parse_url
-from metainit.transfer import Blob, Progress, Retry, check, downloaded, tried
+from metainit.transfer import PASSING, Blob, Patience, Progress, check, downloaded, tried
 from metainit.variants import WHOLE, Variant
 from metainit.wire import Answer, Ask, Steps, ask, work
 
 MAX_PAGES = 10_000
 PREDICTION_TIMEOUT = httpx.Timeout(connect=5.0, read=180.0, write=30.0, pool=5.0)
+UNPACKED = {"Accept-Encoding": "identity"}
+"""The length and the ETag that are announced are those of the file only where nothing packs it."""
 KIND_HEADER = "x-metainit-kind"
 """What the answer for some weights says of their kind."""
 SHA256_TAG = re.compile(r'(?:W/)?"(?P<sha256>[0-9a-f]{64})"')
@@ -43,19 +45,23 @@ class Located(NamedTuple):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One endpoint with the cache of what it gave; every method is steps, and none waits itself.
+    """One endpoint with the cache of what it gave, for one call; its methods are steps, and none waits.
 
     Args:
         url: its address, without a slash at the end.
         kept: the cache.
-        retry: how often and how patiently failed requests are repeated.
+        patience: counts the failures of the call; `anew` begins another.
         offline: answer from the cache alone.
     """
 
     url: str
     kept: Kept
-    retry: Retry
+    patience: Patience
     offline: bool = False
+
+    def anew(self) -> Endpoint:
+        """Return the same endpoint for another call."""
+        return replace(self, patience=self.patience.anew())
 
     def reference(self, text: str) -> Reference:
         """Read a reference, or an address on this endpoint."""
@@ -107,7 +113,18 @@ class Endpoint:
             return Located(reference, self.kept.file(known), variant=variant)
         if self.offline:
             raise self._absent(str(reference) + (f" with {variant.query[1:]}" if variant.query else ""))
-        return (yield from tried(partial(self._locate, reference, variant, known), self.retry, self.url))
+        return (yield from tried(partial(self._locate, reference, variant, known), self.patience))
+
+    def fetch(
+        self,
+        reference: Reference,
+        variant: Variant = WHOLE,
+        path: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> Steps[Path]:
+        """Return the verified file of what a reference means now, or a copy of it at `path`."""
+        located = yield from self.located(reference, variant)
+        return (yield from self.fetched(located, path, progress))
 
     def fetched(
         self, located: Located, path: str | Path | None = None, progress: Progress | None = None
@@ -136,7 +153,7 @@ class Endpoint:
             if self.offline:
                 raise self._absent(f"the blob {sha256}")
             url = self._blob_url(sha256)
-            size = yield from tried(partial(self._measured, url), self.retry, self.url)
+            size = yield from tried(partial(self._measured, url), self.patience)
             return (yield from self._brought(Blob(sha256, size, url), sha256, progress))
 
     def predicted(self, reference: Reference, order: Mapping[str, Any]) -> Steps[Path]:
@@ -179,7 +196,7 @@ class Endpoint:
                 f"{question.url} is answered by the endpoint alone, and this client is offline: unset "
                 "METAINIT_OFFLINE, and leave offline=True out"
             )
-        return (yield from tried(partial(_checked, question), self.retry, self.url))
+        return (yield from tried(partial(_checked, question), self.patience))
 
     def _posted(self, url: str, content: bytes) -> Steps[dict[str, Any]]:
         """Post JSON and return the JSON object that is answered; that may take a while."""
@@ -189,7 +206,7 @@ class Endpoint:
 
     def _measured(self, url: str) -> Steps[int]:
         """Ask for the size of what lies at an address."""
-        answer = yield from ask(Ask("HEAD", url))
+        answer = yield from ask(Ask("HEAD", url, UNPACKED))
         if answer.status == 404:  # a HEAD has no body
             raise EndpointError(f"{self.url} has no blob {url.rpartition('/')[2]}")
         check(answer)
@@ -198,10 +215,12 @@ class Endpoint:
     def _locate(self, reference: Reference, variant: Variant, known: str | None) -> Steps[Located]:
         """Ask what a reference means now."""
         url = f"{self.url}{reference.path}/weights{variant.query}"
-        answer = yield from ask(Ask("HEAD", url, {"If-None-Match": f'"{known}"'} if known else {}))
+        answer = yield from ask(
+            Ask("HEAD", url, UNPACKED | ({"If-None-Match": f'"{known}"'} if known else {}))
+        )
         if answer.status == 304 and known:
             return Located(reference, self.kept.file(known), variant=variant)
-        if answer.status >= 400:  # a HEAD has no body: ask for the reason
+        if answer.status >= 400 and answer.status not in PASSING:  # a HEAD has no body: ask for the reason
             yield from _checked(self._reason(reference, variant))
         check(answer)
         tag = SHA256_TAG.fullmatch(answer.headers.get("etag", ""))
@@ -222,7 +241,7 @@ class Endpoint:
 
     def _brought(self, blob: Blob, what: object, progress: Progress | None = None) -> Steps[Path]:
         def download(blob: Blob, path: Path) -> Steps[None]:
-            return downloaded(blob, path, self.retry, self.url, progress)
+            return downloaded(blob, path, self.patience, progress)
 
         file = yield from self.kept.brought(blob, what, download)
         _all_here(file, progress)

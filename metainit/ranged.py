@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from metainit.checkpoint import DEFAULT_LIMITS, HEADER_KEY, Limits
 from metainit.errors import CheckpointError, EndpointError
+from metainit.headers import LENGTH_BYTES, Place, header_length, parse_header
 from metainit.protocol import Endpoint, Located
 from metainit.references import Reference
-from metainit.transfer import PROGRESS_BYTES, Blob, Patience, check
+from metainit.transfer import PROGRESS_BYTES, Blob, check
 from metainit.variants import missing, named
 from metainit.wire import Answer, Ask, Steps, Transient, ask, work
 
@@ -29,17 +27,6 @@ GAP_BYTES = 64 << 10
 
 class NoRanges(EndpointError):
     """Whoever answers does not give byte ranges of the weights that were meant."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor lies in a file, from `start` to `end`, and what it is."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
 
 
 def tensors(endpoint: Endpoint, reference: Reference, names: Iterable[str]) -> Steps[dict[str, Tensor]]:
@@ -90,53 +77,13 @@ def _from_file(path: Path, names: Collection[str], what: object) -> dict[str, Te
 def _places(endpoint: Endpoint, blob: Blob) -> Steps[dict[str, Place]]:
     """Read the header of a file, in one request if it is short."""
     content = yield from _read(endpoint, blob, 0, min(FIRST_BYTES, blob.size))
-    length = int.from_bytes(content[:8], "little")
-    if blob.size < 8 or length > min(DEFAULT_LIMITS.header_bytes, blob.size - 8):
-        raise EndpointError(
-            f"{blob.url} claims a header of {length} bytes in {blob.size}; it is no checkpoint"
-        )
-    if len(content) < 8 + length:
-        content += yield from _read(endpoint, blob, len(content), 8 + length)
     try:
-        return parse_header(content[8 : 8 + length], blob.size - 8 - length)
+        first = LENGTH_BYTES + header_length(content, blob.size)
+        if len(content) < first:
+            content += yield from _read(endpoint, blob, len(content), first)
+        return parse_header(content[LENGTH_BYTES:first], blob.size - first)
     except CheckpointError as error:
         raise EndpointError(f"{blob.url}: {error}") from error
-
-
-def parse_header(content: bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> dict[str, Place]:
-    """Read where tensors lie from the header of a safetensors file that has `size` bytes of them.
-
-    Raises:
-        CheckpointError: it is not such a header, or holds more than the limits allow.
-
-    Example:
-        >>> head = b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
-        >>> parse_header(head, 8)['w'].end - 8 - len(head)
-        8
-    """
-    first = 8 + len(content)
-    try:
-        header = json.loads(content)
-        header.pop(HEADER_KEY, None)
-        places = {name: _place(name, entry, first) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"no readable safetensors header: {error}") from error
-    if len(places) > limits.tensors:
-        raise CheckpointError(f"{len(places)} tensors, expected at most {limits.tensors}")
-    for place in places.values():
-        if not first <= place.start <= place.end <= first + size:
-            raise CheckpointError(f"{place.name!r} lies outside the file, at {place.start} to {place.end}")
-    if sum(place.end - place.start for place in places.values()) > size:
-        raise CheckpointError("tensors lie on top of each other")
-    return places
-
-
-def _place(name: str, entry: Mapping[str, Any], first: int) -> Place:
-    start, end = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    if not all(type(number) is int for number in (start, end, *shape)) or type(entry["dtype"]) is not str:
-        raise TypeError(f"{name!r} is described by other things than numbers")
-    return Place(name, entry["dtype"], shape, first + start, first + end)
 
 
 def spans(places: Iterable[Place]) -> list[tuple[int, int]]:
@@ -159,7 +106,7 @@ def spans(places: Iterable[Place]) -> list[tuple[int, int]]:
 def _read(endpoint: Endpoint, blob: Blob, start: int, end: int) -> Steps[bytes]:
     """Read bytes `start` to `end` of a blob; what broke off goes on where it stopped."""
     content = bytearray()
-    patience, most = Patience(endpoint.retry, endpoint.url), 0
+    patience, most = endpoint.patience, 0
     while len(content) < end - start:
         span = _Span(blob, start + len(content), end, content)
         headers = {

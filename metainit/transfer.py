@@ -27,15 +27,16 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Retry:
-    """How often a request is tried and how long to wait between tries, in seconds.
+    """How often one call tries its requests and how long it waits between tries, in seconds.
 
-    The wait doubles from `first_wait`; a server that asks for more with Retry-After gets it up to
-    `longest_wait`, and one that asks for more than `total` is not asked again. No try begins later than
-    `total` seconds after the first failure. A download that moved on by a megabyte counts anew.
+    All requests of a call share these: `attempts` - 1 failures are borne, of whichever they are. The wait
+    doubles from `first_wait`; a server that asks for more with Retry-After gets it up to `longest_wait`, and
+    one that asks for more than `total` is not asked again. No try begins later than `total` seconds after
+    the first failure. A download that moved on by a megabyte counts anew.
     """
 
-    attempts: int = 3
-    first_wait: float = 0.25
+    attempts: int = 4
+    first_wait: float = 1.0
     longest_wait: float = 10.0
     total: float = 10.0
 
@@ -62,12 +63,16 @@ class Blob:
 
 
 class Patience:
-    """Counts the failures of one undertaking, and says when it is over."""
+    """Counts the failures of one call, in all its requests, and says when it is over."""
 
     def __init__(self, retry: Retry, url: str) -> None:
         """Start with none; `url` is the endpoint that errors name."""
         self._retry, self._url = retry, url
         self.renew()
+
+    def anew(self) -> Patience:
+        """Return the same patience for another call, with no failures yet."""
+        return Patience(self._retry, self._url)
 
     def renew(self) -> None:
         """Forget the failures: something moved on."""
@@ -94,13 +99,12 @@ class Patience:
         yield from pause(seconds)
 
 
-def tried(attempt: Callable[[], Steps[T]], retry: Retry, url: str) -> Steps[T]:
+def tried(attempt: Callable[[], Steps[T]], patience: Patience) -> Steps[T]:
     """Return what an attempt gives, trying again after a failure that may pass.
 
     Raises:
         EndpointError: the tries or the time are used up.
     """
-    patience = Patience(retry, url)
     while True:
         try:
             return (yield from attempt())
@@ -108,9 +112,7 @@ def tried(attempt: Callable[[], Steps[T]], retry: Retry, url: str) -> Steps[T]:
             yield from patience.pause(error)
 
 
-def downloaded(
-    blob: Blob, path: Path, retry: Retry, url: str, progress: Progress | None = None
-) -> Steps[None]:
+def downloaded(blob: Blob, path: Path, patience: Patience, progress: Progress | None = None) -> Steps[None]:
     """Bring a blob to `path`: resume, verify, and start once more from nothing if it is wrong.
 
     Raises:
@@ -119,10 +121,12 @@ def downloaded(
     part = path.with_suffix(".part")
     came = ""
     for _ in range(2):
-        yield from _received(blob, part, Patience(retry, url), progress)
+        yield from _received(blob, part, patience, progress)
         came = yield from work(partial(file_sha256, part))
         if came == blob.sha256:
             yield from work(partial(_settle, part, path))
+            if blob.size >= PROGRESS_BYTES:
+                patience.renew()
             return
         part.unlink()
     raise EndpointError(

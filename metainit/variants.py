@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, TypeAlias
 from urllib.parse import urlencode
 
 from safetensors import SafetensorError, safe_open
 
 from metainit.errors import EndpointError, suggestion
 
-DTYPES = {"float32": "F32", "bfloat16": "BF16"}
-"""What weights can be asked for in, and its name in a safetensors file."""
-FLOATING = {"F64", "F32", "F16", "BF16"}
+Dtype: TypeAlias = Literal["float32", "bfloat16"]
+"""What weights can be asked for in."""
+DTYPES: Mapping[str, str] = MappingProxyType({"float32": "F32", "bfloat16": "BF16"})
+"""Its name in a safetensors file."""
+FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
+"""Types that weights are converted from, as safetensors writes them."""
 MAX_QUERY = 1_800
 """Endpoints and proxies refuse longer addresses."""
 

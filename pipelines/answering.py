@@ -9,10 +9,32 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from metainit.errors import MetainitError
+from metainit.errors import EndpointError, MetainitError
+from metainit.references import Reference
 
 P = ParamSpec("P")
 AsJson = Annotated[bool, typer.Option("--json", help="answer in JSON")]
+
+
+def as_reference(text: str) -> str:
+    """Return a reference as it is written, and refuse anything else as bad usage.
+
+    Raises:
+        BadParameter: it is no reference.
+
+    Example:
+        >>> as_reference('faces@champion')
+        'faces@champion'
+    """
+    try:
+        return str(Reference.parse(text))
+    except EndpointError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Named = Annotated[
+    str, typer.Argument(metavar="NAME", help="name, name@alias or name/version", callback=as_reference)
+]
 
 
 def answering(command: Callable[P, None]) -> Callable[P, None]:

@@ -10,16 +10,7 @@ from typing import Annotated
 
 import typer
 
-from metainit.errors import EndpointError
-from metainit.references import Reference
-from pipelines.answering import AsJson, answering, print_json, size_text
-
-
-def _reference(text: str) -> str:
-    try:
-        return str(Reference.parse(text))
-    except EndpointError as error:
-        raise typer.BadParameter(str(error)) from error
+from pipelines.answering import AsJson, Named, answering, print_json, size_text
 
 
 @answering
@@ -109,9 +100,7 @@ def restore(
 
 @answering
 def export(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="name, name@alias or name/version", callback=_reference)
-    ],
+    name: Named,
     out: Annotated[Path, typer.Option("-o", "--out", help="a new folder")],
     license_: Annotated[
         str | None,

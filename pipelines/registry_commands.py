@@ -14,26 +14,23 @@ from typing import Annotated, Any
 
 import typer
 
-from metainit.errors import EndpointError
 from metainit.references import Reference
-from pipelines.answering import AsJson, answering, headline_text, print_json, size_text, table
+from pipelines.answering import (
+    AsJson,
+    Named,
+    answering,
+    as_reference,
+    headline_text,
+    print_json,
+    size_text,
+    table,
+)
 from pipelines.version import EVIDENCE, Version
 
 CHECKPOINT_SUFFIX = ".safetensors"
 BLOB = re.compile("[0-9a-f]{64}")
 
 
-def _pinned(text: str) -> str:
-    """Refuse what is not a reference as bad usage."""
-    try:
-        return str(Reference.parse(text))
-    except EndpointError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-Named = Annotated[
-    str, typer.Argument(metavar="NAME", help="name, name@alias or name/version", callback=_pinned)
-]
 Server = Annotated[
     str | None, typer.Option("--server", metavar="URL", help="read from this endpoint instead")
 ]
@@ -94,7 +91,7 @@ def show(
         return
     if out is not None:
         raise typer.BadParameter("-o goes with --graph; `metainit pull` fetches files")
-    name = _pinned(name)
+    name = as_reference(name)
     if history:
         if server:
             raise typer.BadParameter("--history is read from the registry; leave --server out")
@@ -160,12 +157,12 @@ def _drawn(name: str, server: str | None, picture: Path, as_json: bool) -> None:
         file = Path(name)
     elif server:
         client = _client(server)
-        file = client.blob(name) if BLOB.fullmatch(name) else client.fetch(_pinned(name))
+        file = client.blob(name) if BLOB.fullmatch(name) else client.fetch(as_reference(name))
     else:
         from pipelines.registry import Registry, cached
 
         registry = Registry()
-        file = cached(registry, registry.resolve(_pinned(name)))
+        file = cached(registry, registry.resolve(as_reference(name)))
     found = stored_graph(load(file).card)
     draw(found, picture)
     facts = {"graph": found.hash, "nodes": len(found.nodes), "parameters": len(found.parameters)}

@@ -14,11 +14,12 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from metainit import __version__
 from metainit.client import KIND_HEADER
 from metainit.references import Reference
+from metainit.variants import Dtype
 from serving import answers, problems
 from serving.bounds import Load
 from serving.cache import PICTURE_TYPES, Entry
 from serving.catalog import Missing
-from serving.derived import Deriving, Type, named
+from serving.derived import Deriving, named
 from serving.details import Details
 from serving.edge import surround
 from serving.files import answer_file
@@ -199,7 +200,7 @@ def _init(store: Store, deriving: Deriving, pick: Pick, prefix: str) -> APIRoute
         request: Request,
         entry: Entry = picked,
         redirect: bool = False,
-        dtype: Type | None = None,
+        dtype: Dtype | None = None,
         tensors: Annotated[str | None, Query(description="names with commas between them")] = None,
         tensor: Annotated[list[str] | None, Query(description="a name; may be repeated")] = None,
     ) -> Response:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio import CapacityLimiter
@@ -15,9 +15,10 @@ from anyio import CapacityLimiter
 from metainit.card import canonical_json
 from metainit.checkpoint import METADATA_KEY, STEP_SIZE_PREFIX
 from metainit.errors import CheckpointError, EndpointError, MetainitError, suggestion
+from metainit.headers import read_header
+from metainit.variants import DTYPES, FLOATING, Dtype
 from pipelines.learner import code_version
 from serving.cache import Entry
-from serving.headers import tensors_of
 from serving.making import Making, Terms, TooLarge
 from serving.predictions import Kept, Predictions
 from serving.store import NotReady
@@ -26,10 +27,6 @@ from serving.work import FAILURES, Fault, Outcome, delivered, failed
 if TYPE_CHECKING:
     from torch import Tensor
 
-Type = Literal["float32", "bfloat16"]
-WRITTEN: Mapping[str, str] = MappingProxyType({"float32": "F32", "bfloat16": "BF16"})
-"""Type -> how safetensors writes it."""
-FLOATING = ("F64", "F32", "F16", "BF16")
 CASTABLE = ("prior", "weights")
 """Kinds whose tensors are weights of a user's network; others are computed with as they are."""
 NAMED = 20
@@ -59,7 +56,7 @@ class Derivation:
     reference: str
     sha256: str
     file: str
-    dtype: Type | None
+    dtype: Dtype | None
     names: tuple[str, ...]
     folder: str = ""
 
@@ -75,7 +72,7 @@ class Deriving:
         self._making = Making(self._run, kept, terms)
         self._one: CapacityLimiter | None = None
 
-    async def derived(self, entry: Entry, dtype: Type | None, names: tuple[str, ...]) -> Kept | None:
+    async def derived(self, entry: Entry, dtype: Dtype | None, names: tuple[str, ...]) -> Kept | None:
         """Return the derived checkpoint, or None where it would be the version's own.
 
         Raises:
@@ -123,9 +120,9 @@ def named(tensors: str | None, tensor: list[str]) -> tuple[str, ...]:
     return found
 
 
-def _looked(entry: Entry, dtype: Type | None, names: tuple[str, ...]) -> tuple[bool, int]:
+def _looked(entry: Entry, dtype: Dtype | None, names: tuple[str, ...]) -> tuple[bool, int]:
     """Return whether a part is anything else than the whole, and an upper bound of its bytes."""
-    facts, held = entry.facts, tensors_of(entry.blob)
+    facts, held = entry.facts, read_header(entry.blob)
     if missing := [name for name in names if name not in held]:
         shown = ", ".join(list(held)[:NAMED]) + (
             f" and {len(held) - NAMED} more" if len(held) > NAMED else ""
@@ -141,7 +138,7 @@ def _looked(entry: Entry, dtype: Type | None, names: tuple[str, ...]) -> tuple[b
         )
     chosen = {name: held[name] for name in names} if names else held
     casts = dtype is not None and any(
-        info.dtype in FLOATING and info.dtype != WRITTEN[dtype] and not name.startswith(STEP_SIZE_PREFIX)
+        info.dtype in FLOATING and info.dtype != DTYPES[dtype] and not name.startswith(STEP_SIZE_PREFIX)
         for name, info in chosen.items()
     )
     return casts or len(chosen) < len(held), sum(8 * prod(info.shape) for info in chosen.values())
@@ -178,7 +175,7 @@ def _part(order: Derivation) -> bytes:
     return checkpoint.to_bytes(tensors, card.model_copy(update={"provenance": provenance}))
 
 
-def _cast(name: str, tensor: Tensor, dtype: Type | None) -> Tensor:
+def _cast(name: str, tensor: Tensor, dtype: Dtype | None) -> Tensor:
     """Return a tensor in a type; step sizes are no weights, and integers no numbers to round."""
     import torch
 

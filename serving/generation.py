@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, Validat
 from hypernets.generator.checkpoints import BASE, description_of
 from metainit.card import Card, canonical_json
 from metainit.errors import CheckpointError, ConditionError, CopyError, EndpointError, MetainitError
+from metainit.headers import read_header
 from pipelines.learner import code_version
 from serving.cache import Entry
 from serving.generator import Draw, Drawer, Seen, What
-from serving.headers import tensors_of
 from serving.making import Made, Making, Terms, TooLarge
 from serving.predictions import Predictions
 from serving.store import NotReady
@@ -191,7 +191,7 @@ def _known(entry: Entry) -> tuple[What, int]:
         card = Card.model_validate(dict(entry.card))
     except ValidationError as error:
         raise CheckpointError(f"the card of {entry.facts.reference} is not valid: {error}") from error
-    held = tensors_of(entry.blob)
+    held = read_header(entry.blob)
     base = sum(prod(info.shape) for name, info in held.items() if name.startswith(BASE))
     return description_of(card).start, base
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import typer
 
-from metainit.errors import MetainitError
+from pipelines.answering import AsJson, answering
 from serving import key_file
 from serving import keys as kept
 from serving.keys import Key, Made
 from serving.scopes import SCOPES
 
-P = ParamSpec("P")
 File = Annotated[Path | None, typer.Option("--file", help="file of keys; default: in METAINIT_HOME")]
-AsJson = Annotated[bool, typer.Option("--json", help="answer in JSON")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="id of the key, as `metainit keys list` shows it")]
 
 keys = typer.Typer(
@@ -31,22 +27,8 @@ keys = typer.Typer(
 )
 
 
-def _answering(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn an error that metainit raises on purpose into a line on stderr and exit status 1."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except MetainitError as error:
-            typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
-            raise typer.Exit(1) from error
-
-    return wrapped
-
-
 @keys.command("make")
-@_answering
+@answering
 def make(
     scope: Annotated[
         list[str], typer.Option("--scope", help=f"what it opens, may be repeated: {', '.join(SCOPES)}")
@@ -65,7 +47,7 @@ def make(
 
 
 @keys.command("list")
-@_answering
+@answering
 def list_(file: File = None, as_json: AsJson = False) -> None:
     """List the keys: id, scopes, state, label; never a secret."""
     path = file or key_file.default_path()
@@ -85,7 +67,7 @@ def list_(file: File = None, as_json: AsJson = False) -> None:
 
 
 @keys.command("revoke")
-@_answering
+@answering
 def revoke(id_: Id, file: File = None, as_json: AsJson = False) -> None:
     """Close a key for good, at once."""
 
@@ -98,7 +80,7 @@ def revoke(id_: Id, file: File = None, as_json: AsJson = False) -> None:
 
 
 @keys.command("rotate")
-@_answering
+@answering
 def rotate(
     id_: Id,
     grace: Annotated[float, typer.Option(help="days that the old one stays valid", min=0.0)] = 7.0,

@@ -133,7 +133,7 @@ def test_a_pinned_version_in_the_cache_needs_no_endpoint(call: Caller, wire: Wir
     path = call("fetch", "faces/1")
     wire.down = True
     assert call("fetch", "faces/1") == path
-    with pytest.raises(EndpointError, match="cannot reach http://endpoint after 3 tries"):
+    with pytest.raises(EndpointError, match="cannot reach http://endpoint after 4 tries"):
         call("fetch", "faces@champion")
 
 
@@ -165,16 +165,50 @@ def test_progress_ends_with_all(call: Caller, wire: Wire, shelf: Shelf) -> None:
 def test_a_failure_that_passes_is_tried_again(
     call: Caller, wire: Wire, shelf: Shelf, fault: Fault, place: int
 ) -> None:
-    # A HEAD that is refused is followed by a GET that asks for the reason.
     wire.faults = [unchanged] * place + [fault, fault]
     assert call("fetch", "faces").read_bytes() == content_of(shelf)
 
 
 def test_tries_are_bounded(call: Caller, wire: Wire) -> None:
     wire.faults = [faults.unavailable] * 100
-    with pytest.raises(EndpointError, match="after 3 tries"):
+    with pytest.raises(EndpointError, match="after 4 tries"):
         call("list")
-    assert len(wire.seen) == 3
+    assert len(wire.seen) == 4
+
+
+def test_all_requests_of_a_call_share_its_tries(call: Caller, wire: Wire, shelf: Shelf) -> None:
+    wire.faults = [faults.unavailable, unchanged, cut(1000), faults.slow, faults.refused]
+    with pytest.raises(EndpointError, match="after 4 tries"):
+        call("fetch", "faces")
+    wire.faults, wire.seen = [], []
+    wire.faults = [faults.unavailable, faults.slow, faults.refused]
+    assert call("fetch", "faces").read_bytes() == content_of(shelf)  # the next call has its own
+    wire.faults = [faults.unavailable, unchanged, unchanged, faults.slow, faults.refused, cut(100)]
+    with pytest.raises(EndpointError, match="after 4 tries"):
+        call("fetch_tensors", "many", ["layers.5.weight"])
+
+
+def test_a_passing_refusal_is_not_asked_for_its_reason(call: Caller, wire: Wire) -> None:
+    wire.faults = [faults.unavailable] * 100
+    with pytest.raises(EndpointError, match="503 Service Unavailable"):
+        call("fetch", "faces")
+    assert [(method, status) for method, _, _, status in wire.seen] == [("HEAD", 503)] * 4
+
+
+def test_what_is_measured_is_not_packed(
+    kind: str, app: InProcess, portal: anyio.from_thread.BlockingPortal, shelf: Shelf, tmp_path: Path
+) -> None:
+    packed: list[str] = []
+
+    class Noting(Wire):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            packed.append(request.headers["accept-encoding"])
+            return super().handle_request(request)
+
+    caller = Caller(made(kind, Noting(app), tmp_path, retry=QUICK), portal)
+    caller("fetch", "faces")
+    caller("blob", shelf.digests[shelf.files["faces"][2]])
+    assert set(packed) == {"identity"} and len(packed) == 4
 
 
 @pytest.mark.parametrize(("fault", "have"), [(cut(1000), 1000), (faults.shortened(100), 100)])

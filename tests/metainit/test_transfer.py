@@ -221,9 +221,9 @@ def waits(retry: Retry, asked: list[float | None], tick: Callable[[], None] = la
     return found
 
 
-def test_three_tries_and_ten_seconds_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert waits(Retry(), [None] * 9) == [0.25, 0.5]
-    assert waits(Retry(), [3.0, 4.0, 5.0]) == [3.0, 4.0]  # Retry-After is honoured
+def test_four_tries_and_ten_seconds_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert waits(Retry(), [None] * 9) == [1.0, 2.0, 4.0]  # longer than a replica takes to start again
+    assert waits(Retry(), [3.0, 4.0, None, 5.0]) == [3.0, 4.0, 4.0]  # Retry-After is honoured
     assert waits(Retry(), [30.0] * 3) == []  # and not cut short: no try would be begun in time
     now = [0.0]
     monkeypatch.setattr("metainit.transfer.time.monotonic", lambda: now[0])
@@ -232,6 +232,14 @@ def test_three_tries_and_ten_seconds_in_all(monkeypatch: pytest.MonkeyPatch) -> 
         now[0] += 4.0
 
     assert waits(Retry(attempts=100), [3.0] * 9, tick) == [3.0, 3.0]
+
+
+def test_another_call_begins_anew() -> None:
+    patience = Patience(Retry(attempts=2), "http://endpoint")
+    list(patience.pause(Transient("no")))
+    assert len(list(patience.anew().pause(Transient("no")))) == 1
+    with pytest.raises(EndpointError, match="after 2 tries"):
+        list(patience.pause(Transient("no")))
 
 
 def test_a_wish_that_is_too_long_is_told(tmp_path: Path) -> None:

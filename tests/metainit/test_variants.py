@@ -13,6 +13,7 @@ import torch
 
 from metainit.checkpoint import load, save, to_bytes
 from metainit.errors import EndpointError
+from metainit.transfer import Retry
 from metainit.variants import Variant
 from serving.app import create_app
 from serving.store import Store
@@ -85,7 +86,7 @@ def wire(app: InProcess, shelf: Shelf) -> Wire:
 
 @pytest.fixture
 def call(kind: str, wire: Wire, portal: anyio.from_thread.BlockingPortal, tmp_path: Path) -> Caller:
-    return Caller(made(kind, wire, tmp_path / "cache"), portal)
+    return Caller(made(kind, wire, tmp_path / "cache", retry=Retry(attempts=2, first_wait=0.0)), portal)
 
 
 def test_a_type_and_some_tensors(call: Caller, shelf: Shelf, tmp_path: Path) -> None:
