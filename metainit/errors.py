@@ -17,8 +17,13 @@ MetainitError
 
 from __future__ import annotations
 
+import bisect
 import difflib
 from collections.abc import Iterable
+
+COMPARED = 400
+"""To compare a word with thousands of choices takes seconds; of so many, those that begin as it does."""
+LISTED = 20
 
 
 class MetainitError(Exception):
@@ -74,7 +79,7 @@ class EndpointError(MetainitError):
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:
-    """Return a sentence that names the nearest choice, or all of them.
+    """Return a sentence that names the nearest choice, or the choices: the first 20 of many.
 
     Example:
         >>> suggestion('sirn', ['siren', 'fourier_mlp'])
@@ -83,7 +88,10 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
         'the choices are: fourier_mlp, siren'
     """
     known = sorted(choices)
-    near = difflib.get_close_matches(word, known, n=1)
+    middle = bisect.bisect(known, word)
+    start = max(0, min(middle - COMPARED // 2, len(known) - COMPARED))
+    near = difflib.get_close_matches(word, known[start : start + COMPARED], n=1)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"the choices are: {', '.join(known)}"
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return f"the choices are: {', '.join(known[:LISTED])}{more}"

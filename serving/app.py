@@ -132,10 +132,7 @@ def _pick_version(store: Store) -> Pick:
 
 async def _entry(store: Store, reference: Reference) -> Entry:
     """Return a version; only one that is not at hand takes a thread and waits for the registry."""
-    try:
-        entry = store.at_hand(reference)
-    except Missing:
-        entry = None
+    entry = store.at_hand(reference)
     if entry is None:
         entry = await anyio.to_thread.run_sync(store.get, reference)
     return entry

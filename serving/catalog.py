@@ -179,12 +179,26 @@ class Catalog:
             raise Missing(f"no initialization is named {name!r}; {hint}")
         return init
 
+    def seek(self, reference: Reference) -> Facts | None:
+        """Return the version that a reference means, or None: `find` without the text, which takes long."""
+        init = self.inits.get(reference.name)
+        if init is None:
+            return None
+        if reference.alias is not None:
+            meant = init.aliases.get(reference.alias)
+        else:
+            meant = init.default if reference.version is None else reference.version
+        return None if meant is None else init.find(meant)
+
     def find(self, reference: Reference) -> Facts:
         """Return the version that a reference means.
 
         Raises:
             Missing: there is no such name, alias or version; the text names the nearest ones.
         """
+        facts = self.seek(reference)
+        if facts is not None:
+            return facts
         init = self.init(reference.name)
         version = init.default if reference.version is None else reference.version
         if reference.alias is not None:
@@ -192,11 +206,8 @@ class Catalog:
                 hint = suggestion(reference.alias, init.aliases) if init.aliases else "it has no alias"
                 raise Missing(f"{reference.name!r} has no alias {reference.alias!r}; {hint}")
             version = init.aliases[reference.alias]
-        facts = init.find(version)
-        if facts is None:
-            newest = init.versions[0].version
-            raise Missing(f"{reference.name!r} has no version {version}; the newest is {newest}")
-        return facts
+        newest = init.versions[0].version
+        raise Missing(f"{reference.name!r} has no version {version}; the newest is {newest}")
 
     def moved(self, newer: Catalog, resident: set[str]) -> Catalog:
         """Return the newer catalog; an alias of a version that is not at hand stays where it was.

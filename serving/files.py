@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -15,9 +17,14 @@ from starlette.types import Receive, Scope, Send
 
 from serving.problems import RangeNotSatisfiable
 from serving.ranges import Unsatisfiable, matches, parse_range, range_holds
+from serving.seen import NOTE, Seen
 
 CHUNK_BYTES = 1 << 18
 """Small enough to stay in a core's own cache between the read and the send."""
+CHUNKS_AT_ONCE = 16
+"""After so many, others get their turn, and whether the client is still there is looked at."""
+CLIENT_LEFT = 499
+"""What is noted of an answer that nobody took to its end, as other servers do."""
 _NOT_HERE = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -54,18 +61,43 @@ class FileSlice(Response):
             await send({"type": "http.response.body", "body": b""})
             return
         handle = os.open(self.path, os.O_RDONLY)
+        left: asyncio.Task[None] | None = None
         try:
-            at = self.start
+            at, chunks = self.start, 0
             while at < self.end:
+                if chunks == CHUNKS_AT_ONCE:  # a server swallows what is sent to a client that left
+                    left, chunks = left or asyncio.create_task(_gone(receive)), 0
+                    await asyncio.sleep(0)
+                    if left.done():
+                        _note_left(scope)
+                        return
                 body = await _read(handle, min(CHUNK_BYTES, self.end - at), at)
                 if not body:
                     raise OSError(f"{self.path} ends at byte {at}, expected {self.end}")
                 if at == self.start:
                     await send(start)  # after the first read, whose failure can still be told
-                at += len(body)
+                at, chunks = at + len(body), chunks + 1
                 await send({"type": "http.response.body", "body": body, "more_body": at < self.end})
+        except asyncio.CancelledError:  # so other servers tell that the client left
+            _note_left(scope)
+            raise
         finally:
+            if left is not None:
+                left.cancel()
             os.close(handle)
+
+
+async def _gone(receive: Receive) -> None:
+    """Return once the client has left; a server that cannot tell any more has lost it too."""
+    with suppress(OSError, RuntimeError):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
+def _note_left(scope: Scope) -> None:
+    note: Seen | None = scope.get(NOTE)
+    if note is not None:
+        note.status = CLIENT_LEFT
 
 
 async def _read(handle: int, length: int, at: int) -> bytes | bytearray:

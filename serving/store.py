@@ -20,7 +20,7 @@ from metainit.errors import CheckpointError, MetainitError
 from metainit.references import Reference
 from serving.bringing import Bringer, Counts
 from serving.cache import Cache, Entry, NotReady
-from serving.catalog import Catalog, Missing, Registry
+from serving.catalog import Catalog, Facts, Missing, Registry
 from serving.looking import Gathering, Look, listing
 from serving.predictions import Predictions
 
@@ -160,12 +160,9 @@ class Store:
         self._threads = []
 
     def at_hand(self, reference: Reference) -> Entry | None:
-        """Return the version a reference means if its files are open already; never blocks.
-
-        Raises:
-            Missing: there is no such version.
-        """
-        return self._bringer.have(self._catalog.find(reference))
+        """Return the version a reference means if its files are open already; never blocks."""
+        facts = self._catalog.seek(reference)
+        return None if facts is None else self._bringer.have(facts)
 
     def get(self, reference: Reference) -> Entry:
         """Return the version a reference means, bringing it from the registry if need be.
@@ -175,12 +172,19 @@ class Store:
             NotReady: the registry cannot give it now.
             CheckpointError: what the registry gives is damaged.
         """
-        try:
-            facts = self._catalog.find(reference)
-        except Missing:
+        return self._bringer.bring(self.facts(reference))
+
+    def facts(self, reference: Reference) -> Facts:
+        """Return the version a reference means, after a look at the registry if it is not known.
+
+        Raises:
+            Missing: there is no such name, alias or version.
+        """
+        facts = self._catalog.seek(reference)
+        if facts is None:
             self.look(younger_than=1.0, patience=GET_PATIENCE)  # it may have been registered a moment ago
             facts = self._catalog.find(reference)
-        return self._bringer.bring(facts)
+        return facts
 
     def blob_at_hand(self, sha256: str) -> Path | None:
         """Return the file of a blob if it was verified already; reads and brings nothing."""

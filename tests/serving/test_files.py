@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from serving import files
+from serving.files import CHUNKS_AT_ONCE, FileSlice
+from serving.observed import Observed
+from serving.seen import Seen
 from tests.serving.shelf import Shelf
 
 WEIGHTS = "/v1/inits/faces/weights"
@@ -58,3 +64,45 @@ def test_a_disk_that_fails_at_once_is_told(http: httpx.Client, monkeypatch: pyte
     monkeypatch.setattr(os, "preadv", broken)
     answer = http.get(WEIGHTS)
     assert answer.status_code == 500 and answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_client_that_leaves_ends_the_reading_and_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    monkeypatch.setattr(files, "CHUNK_BYTES", 10)
+    chunks = 10 * CHUNKS_AT_ONCE
+    path = tmp_path / "file"
+    path.write_bytes(bytes(10 * chunks))
+    notes: list[Seen] = []
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await FileSlice(path, 0, 10 * chunks, 200, "text/plain", {})(scope, receive, send)
+
+    async def ask() -> None:
+        left = asyncio.Event()
+        came: list[Message] = [{"type": "http.request"}]
+
+        async def receive() -> Message:
+            if came:
+                return came.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:  # as a server's: it does not wait for a client that left
+            sent.append(message)
+            if leaves and len(sent) == 3:
+                asyncio.get_running_loop().call_soon(left.set)
+
+        scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
+        await Observed(app, sinks=[notes.append])(scope, receive, send)
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "nothing keeps watching"
+
+    asyncio.run(ask())
+    if leaves:
+        assert len(sent) < 3 * CHUNKS_AT_ONCE and notes[0].status == 499
+    else:
+        assert len(sent) == chunks + 1 and notes[0].status == 200
+        assert sum(len(message.get("body", b"")) for message in sent) == 10 * chunks
