@@ -103,7 +103,7 @@ def _back_up(registry: Registry, name: str, folder: Path, say: Note) -> BackedUp
             known = _read(place / MANIFEST, BackedVersion)
             if known.tags.get(TAG + "sha256") != version.sha256:
                 raise RegistryError(
-                    f"{place} holds another version {version.reference} than {registry.uri} does; nothing "
+                    f"{place} holds another version {version.reference} than {registry.shown} does; nothing "
                     "was overwritten: choose another folder"
                 )
             present.append(version.version)
@@ -148,7 +148,7 @@ def _copy(registry: Registry, version: Version, place: Path) -> None:
         tags=version.tags,
         created=version.created,
         run=version.run_id,
-        store=registry.uri,
+        store=registry.shown,
         files=kept,
     )
     _write(place / MANIFEST, backed)

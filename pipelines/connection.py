@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from metainit.errors import RegistryError
 from metainit.places import data_folder
@@ -29,6 +31,11 @@ DATABASES = ("postgresql", "mysql", "mssql")
 """Databases that MLflow's tables can lie in without a server before them."""
 PROBE_SECONDS = (3.05, 5.0)
 """How long a server may take to accept a connection, and to answer its first request."""
+
+_USER = re.compile(r"(://)[^\s@/]*@")
+_SECRET = re.compile(r"(?i)([?&;][^=&;\s]*(?:passw|pwd|secret|token)[^=&;\s]*=)[^&;\s]*")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.%]*\]|[^:@\[\]]*)(:[0-9]*)?")
+_PASSWORD = re.compile(r"://[^:/@\s]*:(.*)@")
 
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -92,6 +99,11 @@ class Connection:
 
     uri: str
     client: MlflowClient
+
+    @property
+    def shown(self) -> str:
+        """The address as texts show it."""
+        return shown(self.uri)
 
     @contextmanager
     def calls(self, purpose: str) -> Iterator[MlflowClient]:
@@ -193,9 +205,38 @@ def artifact_folder(uri: str) -> Path | None:
     return data_folder() / ARTIFACTS if scheme in DATABASES else None
 
 
+def shown(uri: str) -> str:
+    """Return the address of a store as texts may show it: without user, password and tokens.
+
+    A password may hold any character, so all before the last ``@`` goes where there may be one.
+
+    Example:
+        >>> shown('postgresql://anna:secret@db:5432/mlflow?sslmode=require&sslpassword=hidden')
+        'postgresql://db:5432/mlflow?sslmode=require&sslpassword=***'
+        >>> shown('sqlite:////data/a@b/mlflow.db')
+        'sqlite:////data/a@b/mlflow.db'
+    """
+    scheme, separator, rest = uri.partition("://")
+    host = re.split("[/?#]", rest, maxsplit=1)[0]
+    if scheme.startswith(("http", "sqlite", "file")) and _HOST.fullmatch(host):
+        return _SECRET.sub(r"\1***", uri)
+    return _SECRET.sub(r"\1***", scheme + separator + rest.rpartition("@")[2])
+
+
+def without_secrets(text: str, uri: str) -> str:
+    """Return what a driver says of the store at `uri`, without what `shown` leaves out of its address."""
+    text = text.replace(uri, shown(uri)).replace(uri.rstrip("/"), shown(uri.rstrip("/")))
+    if shown(uri) != uri and (password := _PASSWORD.search(uri)):
+        for secret in {password[1], unquote(password[1])} - {""}:
+            text = text.replace(secret, "***") if len(secret) > 3 else text
+    return _SECRET.sub(r"\1***", _USER.sub(r"\1", text))
+
+
 def explain(error: Exception, uri: str) -> str:
-    """Return what went wrong at `uri` and the way out, in one sentence or two."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """Return what went wrong at `uri` and the way out, in one sentence or two; no password is in it."""
+    said = without_secrets(str(error).strip(), uri)
+    text = said.splitlines()[0] if said else type(error).__name__
+    uri = shown(uri)
     lower = str(error).lower()
     if "no space left" in lower or "disk is full" in lower:
         return f"the disk is full; free some space, or choose another folder ({text}; registry: {uri})"

@@ -24,9 +24,9 @@ def version_of(job: str, name: str, registry: Registry) -> Version:
     made = [version for version in registry.versions(name) if version.run_id in runs] if runs else []
     if not made:
         raise RegistryError(
-            f"the registry at {registry.uri} has no version of {name!r} from the job {job}: the job has one "
-            "of its own unless MLFLOW_TRACKING_URI, here where it is submitted, is the address of a server "
-            "that the cluster reaches too"
+            f"the registry at {registry.shown} has no version of {name!r} from the job {job}: the job has "
+            "one of its own unless MLFLOW_TRACKING_URI, here where it is submitted, is the address of a "
+            "server that the cluster reaches too"
         )
     return made[0]
 

@@ -118,24 +118,26 @@ def open_run(recipe: Recipe, folder: Path) -> MlflowSink:
         RegistryError: the store cannot be reached.
     """
     from metainit.checkpoint import write_atomically
+    from pipelines.connection import shown
     from pipelines.tracking import MlflowSink, store_uri
 
     known = recorded_run(folder)
     job = os.environ.get(JOB_VARIABLE)
     tags = {JOB_TAG: job} if job else None
     sink = MlflowSink(recipe.name, recipe.dump() if known is None else None, tags, run_id=known)
-    content = json.dumps({"run_id": sink.run_id, "store": store_uri()})
+    content = json.dumps({"run_id": sink.run_id, "store": shown(store_uri())})
     write_atomically(folder / RUN, content.encode())
     return sink
 
 
 def recorded_run(folder: Path) -> str | None:
     """Return the id of the MLflow run that belongs to a folder, where it is in the store in use."""
+    from pipelines.connection import shown
     from pipelines.tracking import store_uri
 
     try:
         value = json.loads((folder / RUN).read_bytes())
-        return str(value["run_id"]) if value["store"] == store_uri() else None
+        return str(value["run_id"]) if shown(str(value["store"])) == shown(store_uri()) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

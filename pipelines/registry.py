@@ -73,8 +73,13 @@ class Registry:
 
     @property
     def uri(self) -> str:
-        """The address of the store."""
+        """The address of the store, which may hold a password; see `shown`."""
         return self.connection.uri
+
+    @property
+    def shown(self) -> str:
+        """The address of the store as texts show it: without user and password."""
+        return self.connection.shown
 
     def names(self) -> list[str]:
         """Return every registered name, sorted; models that metainit did not register are left out.
@@ -176,7 +181,7 @@ class Registry:
                     raise
         known = self.names()
         way_out = suggestion(name, known) if known else "nothing is registered there yet"
-        raise RegistryError(f"{name!r} is not registered at {self.uri}; {way_out}")
+        raise RegistryError(f"{name!r} is not registered at {self.shown}; {way_out}")
 
     def resolve(self, reference: str) -> Version:
         """Return what ``name`` (champion, else newest), ``name@alias`` or ``name/version`` means.
@@ -205,7 +210,7 @@ class Registry:
         else:
             known = sorted(a for v in versions for a in v.aliases)
             have = f"its aliases are: {', '.join(known)}" if known else "it has no alias yet"
-        raise RegistryError(f"{reference!r} does not exist in {self.uri}; {have}")
+        raise RegistryError(f"{reference!r} does not exist in {self.shown}; {have}")
 
     def _one(self, name: str, number: int, aliases: dict[str, int]) -> Version | None:
         """Return one version, or None where there is none of that number."""

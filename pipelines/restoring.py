@@ -17,6 +17,7 @@ from metainit.checkpoint import load
 from metainit.errors import RegistryError
 from pipelines.artifacts import run_for, upload
 from pipelines.backup import FILES, BackedName, BackedVersion, Note, read_backup
+from pipelines.connection import shown
 from pipelines.flavour import CHECKPOINT, MLMODEL, mlmodel
 from pipelines.lock import locked
 from pipelines.registry import Registry
@@ -73,14 +74,14 @@ def _check(registry: Registry, name: str, versions: Sequence[BackedVersion]) -> 
         here = present.get(backed.version)
         if here is not None and here.sha256 != backed.tags[TAG + "sha256"]:
             raise RegistryError(
-                f"{registry.uri} holds another version {name}/{backed.version} than the back-up; nothing was "
-                "changed: restore into another registry"
+                f"{registry.shown} holds another version {name}/{backed.version} than the back-up; nothing "
+                "was changed: restore into another registry"
             )
     numbers = [backed.version for backed in versions if backed.version not in present]
     if numbers and present and min(numbers) < max(present):
         raise RegistryError(
-            f"{name}/{min(numbers)} cannot be restored under its number, since {registry.uri} already holds "
-            f"{name}/{max(present)}; nothing was changed: restore into another registry"
+            f"{name}/{min(numbers)} cannot be restored under its number, since {registry.shown} already "
+            f"holds {name}/{max(present)}; nothing was changed: restore into another registry"
         )
     return present
 
@@ -122,7 +123,7 @@ def _put(registry: Registry, files: Path, name: str, backed: BackedVersion) -> N
         with run_for(registry.connection, name, None) as run:
             source = upload(registry.connection, run, files, where, _mlmodel(files, card))
             _count_to(registry, name, backed.version, source, run)
-    origin = {"run": backed.run, "created": backed.created, "store": backed.store}
+    origin = {"run": backed.run, "created": backed.created, "store": shown(backed.store)}
     tags = {**backed.tags, TAG + "restored": json.dumps(origin, sort_keys=True)}
     with registry.connection.calls(f"restore {name}/{backed.version}") as client:
         for key, value in tags.items():
@@ -141,8 +142,8 @@ def _count_to(registry: Registry, name: str, wanted: int, source: str, run: str)
                 client.delete_model_version(name, str(number))
     if number > wanted:
         raise RegistryError(
-            f"{registry.uri} counts {name} from {number} on, so {name}/{wanted} cannot be restored under its "
-            "number: versions were registered or deleted there; restore into another registry"
+            f"{registry.shown} counts {name} from {number} on, so {name}/{wanted} cannot be restored under "
+            "its number: versions were registered or deleted there; restore into another registry"
         )
 
 

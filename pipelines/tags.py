@@ -65,7 +65,7 @@ NAME_TAGS: Mapping[str, str] = {
     "format": "marks a name of metainit's; names without it are left alone",
     "event.<time>.<token>": "one promotion: who, when, from and to which version, why, what evidence; JSON",
     "removed": "when a version was last deleted, in seconds since 1970",
-    "discarding.<version>": "where the artifacts of a version lie whose deletion is under way",
+    "discarding.<version>": "uri and sha256 of the artifacts of a version whose deletion is under way; JSON",
 }
 """Tags of a name, below ``metainit.``, and what they mean."""
 

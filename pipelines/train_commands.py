@@ -54,7 +54,7 @@ def train(
         shown.note(f"{chosen.name} -> {folder}; reading the data and starting Ray")
         outcome = run_on_ray(chosen, folder, progress=shown.progress, note=shown.note)
         assert isinstance(outcome.sink, MlflowSink)
-        earlier = None if outcome.trained else _done(folder, outcome.sink.connection.uri)
+        earlier = None if outcome.trained else _done(folder, outcome.sink.connection.shown)
         with outcome.sink as sink:
             if earlier is None:
                 shown.note("measuring on held-out tasks")
@@ -70,7 +70,7 @@ def train(
             "metrics": outcome.metrics,
             "checkpoint": str(outcome.checkpoint),
             "run_id": sink.run_id,
-            "store": sink.connection.uri,
+            "store": sink.connection.shown,
         }
         _remember(folder, earlier)
     answer = earlier | {"trained": outcome.trained}
@@ -156,11 +156,13 @@ def load_or_refuse(name: str, settings: list[str] | None) -> Recipe:
 
 def _done(folder: Path, store: str) -> dict[str, Any] | None:
     """Return what this run has answered before, where its version is in the store in use."""
+    from pipelines.connection import shown
+
     try:
         value: dict[str, Any] = json.loads((folder / DONE).read_bytes())
     except (OSError, ValueError):
         return None
-    return value if value.get("store") == store else None
+    return value if shown(str(value.get("store"))) == store else None
 
 
 def _remember(folder: Path, answer: dict[str, Any]) -> None:

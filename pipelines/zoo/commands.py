@@ -59,7 +59,7 @@ def build(
         "fitted": built.fitted,
         "seconds": built.seconds,
         "run_id": sink.run_id,
-        "store": sink.connection.uri,
+        "store": sink.connection.shown,
     }
     if as_json:
         typer.echo(json.dumps(answer, indent=2))

@@ -134,7 +134,7 @@ def _newest(connection: Connection, name: str) -> tuple[str, str]:
         known = zoo_names(connection)
         way_out = suggestion(name, known) if known else "no zoo has been built there yet"
         raise RegistryError(
-            f"no finished zoo is called {name!r} at {connection.uri}, and no folder has one; {way_out} "
+            f"no finished zoo is called {name!r} at {connection.shown}, and no folder has one; {way_out} "
             f"(build one: metainit zoo build {name})"
         )
     return str(runs[0].info.run_id), str(runs[0].data.tags[DIGEST_TAG])

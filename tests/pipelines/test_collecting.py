@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from metainit.errors import RegistryError
 from pipelines.collecting import collect
-from pipelines.connection import connect
-from pipelines.discarding import DISCARDING
+from pipelines.connection import DATABASE, EXPERIMENT, connect
+from pipelines.discarding import DISCARDING, finish
 from pipelines.registry import Registry
 from pipelines.version import Version
 from tests.pipelines.conftest import MakeFolder
@@ -121,3 +122,61 @@ def test_artifacts_that_another_version_shares_stay(home: Path, make_folder: Mak
     assert registry.download(registry.resolve("faces/2"), home / "out").is_dir()
     registry.delete("faces/2")
     assert checkpoints(home) == 0
+
+
+def test_what_another_name_was_copied_from_stays(home: Path, make_folder: MakeFolder) -> None:
+    """MLflow's own way to promote from one name to another makes a version that lies where the first does."""
+    registry = Registry()
+    registry.register(make_folder(1), "dev-faces")
+    client = registry.connection.client
+    registry.ensure("faces")
+    registry.ensure("hands")
+    client.copy_model_version("models:/dev-faces/1", "faces")
+    client.copy_model_version("models:/dev-faces/1", "hands")
+    registry.promote("faces/1")
+    registry.register(make_folder(2), "dev-faces")
+    assert [v.reference for v in collect(registry, delete=True, older_than=0).goes] == ["dev-faces/1"]
+    assert registry.download(registry.resolve("faces"), home / "out").is_dir()
+    registry.delete("hands/1")
+    assert registry.download(registry.resolve("faces"), home / "again").is_dir()
+    assert checkpoints(home) == 2
+    registry.set_alias(registry.resolve("faces/1"), "x")
+    for alias in ("x", "champion"):
+        client.delete_registered_model_alias("faces", alias)
+    registry.delete("faces/1")
+    assert checkpoints(home) == 1, "and goes with the last of them"
+
+
+def test_a_copy_whose_tags_are_damaged_still_has_its_files(home: Path, make_folder: MakeFolder) -> None:
+    registry = Registry()
+    registry.register(make_folder(1), "dev-faces")
+    client = registry.connection.client
+    registry.ensure("faces")
+    client.copy_model_version("models:/dev-faces/1", "faces")
+    client.delete_model_version_tag("faces", "1", "metainit.sha256")
+    registry.delete("dev-faces/1")
+    assert checkpoints(home) == 1
+
+
+def test_an_address_with_a_quote_is_looked_for(
+    empty_store: Path, tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, left in (("o'brien", 0), ('o\'brien "the" db', 1)):
+        folder = tmp_path / place
+        folder.mkdir()
+        shutil.copyfile(empty_store, folder / DATABASE)
+        registry = Registry(f"sqlite:///{folder / DATABASE}")
+        client = registry.connection.client
+        client.create_experiment(EXPERIMENT, artifact_location=str(folder / "artifacts"))
+        registry.register(make_folder(1), "faces")
+        registry.delete("faces/1")
+        assert checkpoints(folder) == left, "what cannot be asked for is not deleted"
+
+
+def test_a_deletion_that_an_older_metainit_began_is_finished(registry: Registry, home: Path) -> None:
+    client = registry.connection.client
+    uri = client.get_model_version_download_uri("faces", "2")
+    client.set_registered_model_tag("faces", DISCARDING + "2", uri)
+    client.delete_model_version("faces", "2")
+    assert finish(registry.connection, "faces") == [2]
+    assert checkpoints(home) == 3
