@@ -14,6 +14,8 @@ import pytest
 import typer.main
 
 from serving.commands import serve
+from serving.deployments import STOP_SECONDS
+from serving.settings import EndpointSettings
 
 ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
@@ -124,3 +126,15 @@ def test_what_is_written_lies_in_folders_that_systemd_makes(unit: Path) -> None:
 def test_no_secret_is_an_option() -> None:
     for unit in UNITS:
         assert "$" not in " ".join(Unit(unit).command)
+
+
+def test_the_guide_keeps_keys_where_the_service_can_read_them_and_drains_within_the_units_time() -> None:
+    (unit,) = [path for path in UNITS if path.stem == "metainit-endpoint"]
+    service = Unit(unit)["Service"]
+    page = (ROOT / "docs" / "deploying.md").read_text()
+    home = f"/var/lib/{service['StateDirectory']}"
+    assert f"sudo -u {service['User']} METAINIT_HOME={home} {INSTALLED}/metainit keys make" in page
+    assert f"METAINIT_SERVE_KEYS={home}/keys.json" in page
+    drain = EndpointSettings().drain_seconds
+    assert f"`drain_seconds` ({drain:.0f})" in page
+    assert int(service["TimeoutStopSec"]) >= drain + 2 * STOP_SECONDS + 20

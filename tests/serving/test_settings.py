@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from typer.testing import CliRunner
 
 from metainit.errors import RecipeError
 from serving import commands
-from serving.settings import EndpointSettings, assignments, load_settings
+from serving.generation import GenerationLimits
+from serving.settings import COMMAND_OPTIONS, EndpointSettings, assignments, load_settings
 
 
 def test_options_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
@@ -117,3 +119,13 @@ def test_the_guide_names_every_setting() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
     rows = "\n".join(line for line in guide.splitlines() if line.startswith("|"))
     assert [name for name in EndpointSettings.model_fields if f"`{name}`" not in rows] == []
+
+
+def test_the_guide_tells_the_defaults_and_what_the_command_reads_by_itself() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", guide, re.MULTILINE))
+    assert {"in_flight", "queue", "drain_seconds", "replicas"} <= set(told)
+    for name, value in told.items():
+        assert float(value) == getattr(EndpointSettings(), name), name
+    assert [name for name in COMMAND_OPTIONS if f"`{name.upper()}`" not in guide] == []
+    assert f"generated it is {GenerationLimits().waiting} |" in guide
