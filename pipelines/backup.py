@@ -12,6 +12,7 @@ that is there with other content is refused, an alias that is there stays.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metainit.checkpoint import write_atomically
 from metainit.errors import CheckpointError, RegistryError
+from metainit.references import NAME
 from metainit.transfer import file_sha256
 from pipelines.flavour import CHECKPOINT
 from pipelines.history import Event
@@ -32,6 +34,7 @@ from pipelines.version import Version
 
 BACKUP_SCHEMA = 1
 NAME_FILE, MANIFEST, FILES = "name.json", "manifest.json", "files"
+_TOLD = 5
 Note = Callable[[str], None]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -155,10 +158,11 @@ def _copy(registry: Registry, version: Version, place: Path) -> None:
 
 
 def read_backup(folder: Path) -> list[tuple[BackedName, list[BackedVersion]]]:
-    """Read and verify a back-up: every file has the digest of its manifest.
+    """Read and verify a back-up: exactly the files of the manifests, each with the digest that it has there.
 
     Raises:
-        RegistryError: it is no back-up, is unfinished, or a file is missing or damaged.
+        RegistryError: it is no back-up, is unfinished, a file is missing, damaged or in no manifest, or a
+            folder is not that of the name or number that its record says.
     """
     found = sorted(folder.glob(f"*/{NAME_FILE}"))
     if not found:
@@ -166,9 +170,19 @@ def read_backup(folder: Path) -> list[tuple[BackedName, list[BackedVersion]]]:
     read = []
     for file in found:
         name = _read(file, BackedName)
+        if name.name != file.parent.name or not re.fullmatch(NAME, name.name):
+            raise RegistryError(
+                f"{file} is the record of {name.name!r}, expected {file.parent.name!r} as its folder; "
+                "nothing was restored: take another copy of the back-up"
+            )
         places = [file.parent / "versions" / str(number) for number in name.versions]
         versions = [_read(place / MANIFEST, BackedVersion) for place in places]
-        for place, version in zip(places, versions, strict=True):
+        for place, number, version in zip(places, name.versions, versions, strict=True):
+            if version.version != number:
+                raise RegistryError(
+                    f"{place / MANIFEST} is of version {version.version}, expected {number}; nothing was "
+                    "restored: take another copy of the back-up"
+                )
             _verify(name.name, place / FILES, version)
         read.append((name, versions))
     return read
@@ -186,6 +200,18 @@ def _verify(name: str, files: Path, version: BackedVersion) -> None:
                 f"{path} is missing or damaged: expected SHA-256 {kept.sha256[:16]}; nothing was restored: "
                 "take another copy of the back-up"
             )
+    present = {p.relative_to(files).as_posix() for p in files.rglob("*") if p.is_symlink() or not p.is_dir()}
+    if present != version.files.keys():
+        odd = ", ".join(sorted(present ^ version.files.keys())[:_TOLD])
+        raise RegistryError(
+            f"{files} holds other files than its {MANIFEST} names: {odd}; nothing was restored: take another "
+            "copy of the back-up"
+        )
+    linked = sorted(p.relative_to(files).as_posix() for p in files.rglob("*") if p.is_symlink())
+    if linked:
+        raise RegistryError(
+            f"{files} holds links: {', '.join(linked[:_TOLD])}; nothing was restored: put the files there"
+        )
     expected = version.tags.get(TAG + "sha256")
     if CHECKPOINT not in version.files or version.files[CHECKPOINT].sha256 != expected:
         raise RegistryError(

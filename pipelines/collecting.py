@@ -82,7 +82,9 @@ def collect(
             candidates = registry.versions(name)[keep:]
         for candidate in candidates:
             with locked(registry.connection, name) as lease:
-                version = registry.resolve(candidate.reference)
+                version = registry.find(name, candidate.version)
+                if version is None:
+                    continue  # another collection has taken it away
                 reason = why(version, in_progress(registry.connection), older_than)
                 if reason:
                     stays.append((version, reason))

@@ -97,9 +97,22 @@ def _everything(client: MlflowClient, seen: Seen, now: float) -> Seen:
         if not token:
             break
     names = {model.name: _known(model, gathered[model.name]) for model in models}
+    names |= {m.name: _whole(client, m) for m in models if _incomplete(names[m.name], seen.names.get(m.name))}
     names |= _overlooked(client, seen, names)
     end = time.monotonic()
     return Seen(names, _horizon(models, 0), end, seconds, end, end - now)
+
+
+def _incomplete(known: Known, before: Known | None) -> bool:
+    """Return whether a version that an alias means, or that was there before, is missing.
+
+    A search by a tag misses versions that have lost it; whoever reads all of the name names the damage.
+    """
+    there = {one.version for one in (*known.versions, *known.damaged)}
+    expected = set(known.aliases.values())
+    if before is not None:
+        expected |= {one.version for one in (*before.versions, *before.damaged)}
+    return not expected <= there
 
 
 def _listed(client: MlflowClient, seen: Seen, now: float) -> Seen:

@@ -24,7 +24,7 @@ from pipelines.flavour import CHECKPOINT, mlmodel
 from pipelines.history import KEPT_EVENTS, Event, decisions, moved, read_events
 from pipelines.history import PREFIX as EVENT
 from pipelines.lock import Lease, locked
-from pipelines.tags import TAG
+from pipelines.tags import KIND, TAG
 from pipelines.version import Damaged, Version, describe, from_entity, read_evidence, readable
 
 if TYPE_CHECKING:
@@ -212,6 +212,14 @@ class Registry:
             have = f"its aliases are: {', '.join(known)}" if known else "it has no alias yet"
         raise RegistryError(f"{reference!r} does not exist in {self.shown}; {have}")
 
+    def find(self, name: str, number: int) -> Version | None:
+        """Return the version of a number, or None where there is none.
+
+        Raises:
+            RegistryError: the name is not registered, the tags are damaged, or the store cannot be reached.
+        """
+        return self._one(name, number, self.aliases(name))
+
     def _one(self, name: str, number: int, aliases: dict[str, int]) -> Version | None:
         """Return one version, or None where there is none of that number."""
         from mlflow.exceptions import MlflowException
@@ -235,7 +243,7 @@ class Registry:
 
         Raises:
             CheckpointError: the checkpoint is missing or damaged.
-            RegistryError: the name is not allowed, or the store cannot be reached or is full.
+            RegistryError: the name or the kind is not allowed, or the store cannot be reached or is full.
         """
         from metainit import checkpoint
 
@@ -246,6 +254,10 @@ class Registry:
             )
         file = folder / CHECKPOINT
         card = checkpoint.load(file).card
+        if not re.fullmatch(KIND, card.kind):
+            raise RegistryError(
+                f"{file} is of the kind {card.kind!r}; expected lower-case letters, digits, '.', '_' and '-'"
+            )
         tags = describe(file, card, read_evidence(folder))
         self.ensure(name)
         if run_id is not None:

@@ -17,6 +17,8 @@ from metainit.errors import RegistryError
 TAG = "metainit."
 TAG_SCHEMA = 1
 """Rises when a tag changes its meaning; a new optional tag does not raise it."""
+KIND = "^[a-z0-9][a-z0-9_.-]{0,99}$"
+"""What a kind may be: it goes into headers and file names."""
 
 
 class VersionTags(BaseModel):
@@ -32,7 +34,7 @@ class VersionTags(BaseModel):
     tag_schema: int = Field(1, ge=1, description="version of this table; absent means 1")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the checkpoint file")
     size: int = Field(ge=0, description="size of the checkpoint file in bytes")
-    kind: str = Field(min_length=1, max_length=100, description="kind of initialization, as on the card")
+    kind: str = Field(pattern=KIND, description="kind of initialization, as on the card")
     method: str = Field(min_length=1, description="name of the method, as on the card")
     network: str | None = Field(None, description="name of the network; absent for any network")
     headline: dict[str, Any] | None = Field(None, description="the evidence in a few numbers, JSON")

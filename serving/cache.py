@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from metainit import checkpoint
 from metainit.bounded import read_object
@@ -163,20 +163,31 @@ class Cache:
         return entry
 
     def _no_room(self, facts: Facts, error: OSError) -> NotReady:
+        if isinstance(error, Timeout):
+            return NotReady(
+                f"cannot bring {facts.reference}: another process has been bringing it for more than "
+                f"{LOCK_SECONDS:g} s; ask again later"
+            )
         return NotReady(
             f"cannot bring {facts.reference} into {self.folder}: {error.strerror or error}; "
             "free some space or choose another cache folder"
         )
 
     def _verify(self, facts: Facts, path: Path) -> dict[str, Any]:
-        """Check checksum and checkpoint, and return the card."""
+        """Check checksum, checkpoint and kind, and return the card."""
         came = file_sha256(path)
         if came != facts.sha256:
             raise DigestError(
                 f"{facts.reference} in the registry has SHA-256 {came[:16]}…, expected "
                 f"{facts.sha256[:16]}…: its artifact was changed; register it again"
             )
-        return checkpoint.load(path).card.model_dump(mode="json")
+        card = checkpoint.load(path).card
+        if card.kind != facts.kind:
+            raise CheckpointError(
+                f"{facts.reference} has the kind {facts.kind!r} in the registry, but its card says "
+                f"{card.kind!r}; put the tag back in MLflow, or register it again"
+            )
+        return card.model_dump(mode="json")
 
     def _quarantine(self, facts: Facts, artifact: Path, error: CheckpointError) -> None:
         """Keep the damaged file for inspection."""

@@ -124,7 +124,7 @@ def test_an_alias_that_was_moved_since_stays(registry: Registry, other: Registry
     assert again.kept == {"champion": 2} and other.resolve("faces").version == 2
 
 
-@pytest.mark.parametrize("damage", ["flip", "lose", "escape"])
+@pytest.mark.parametrize("damage", ["flip", "lose", "escape", "add", "link", "rename", "climb", "renumber"])
 def test_a_damaged_back_up_changes_nothing(
     registry: Registry, other: Registry, tmp_path: Path, damage: str
 ) -> None:
@@ -135,10 +135,23 @@ def test_a_damaged_back_up_changes_nothing(
         file.write_bytes(b"N" + file.read_bytes()[1:])
     elif damage == "lose":
         file.unlink()
+    elif damage == "add":
+        (place / "files/pictures/more.png").write_bytes(b"in no manifest")
+    elif damage == "link":
+        file.rename(tmp_path / "curve.png")
+        file.symlink_to(tmp_path / "curve.png")
+    elif damage == "rename":
+        (tmp_path / "backup/faces").rename(tmp_path / "backup/hands")
+    elif damage == "climb":
+        record = tmp_path / "backup/faces/name.json"
+        record.write_text(record.read_text().replace('"name": "faces"', '"name": "../faces"'))
+    elif damage == "renumber":
+        manifest = (place / "manifest.json").read_text()
+        (place / "manifest.json").write_text(manifest.replace('"version": 4,', '"version": 5,'))
     else:
         manifest = (place / "manifest.json").read_text()
         (place / "manifest.json").write_text(manifest.replace("pictures/curve.png", "../../../secret.png"))
-    with pytest.raises(RegistryError, match="damaged|outside its folder"):
+    with pytest.raises(RegistryError, match="damaged|outside its folder|other files|links|expected ('|4)"):
         restore(other, tmp_path / "backup")
     assert other.names() == []
 

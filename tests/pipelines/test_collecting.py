@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from metainit.errors import RegistryError
+from pipelines import collecting
 from pipelines.collecting import collect
 from pipelines.connection import DATABASE, EXPERIMENT, connect
-from pipelines.discarding import DISCARDING, finish
+from pipelines.discarding import DISCARDING, discard, finish
 from pipelines.registry import Registry
 from pipelines.version import Version
 from tests.pipelines.conftest import MakeFolder
@@ -56,16 +58,32 @@ def test_an_alias_that_moves_while_it_collects_is_seen(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody points an alias at a candidate after the list was made, and before its turn came."""
-    resolve = Registry.resolve
+    find = Registry.find
 
-    def late(self: Registry, reference: str) -> Version:
-        if reference == "faces/2":
+    def late(self: Registry, name: str, number: int) -> Version | None:
+        if number == 2:
             self.connection.client.set_registered_model_alias("faces", "mine", "2")
-        return resolve(self, reference)
+        return find(self, name, number)
 
-    monkeypatch.setattr(Registry, "resolve", late)
+    monkeypatch.setattr(Registry, "find", late)
     found = collect(registry, delete=True, older_than=0)
     assert numbers(found.goes) == [3] and (2, "it is mine") in [(v.version, r) for v, r in found.stays]
+
+
+def test_two_collections_at_once_do_not_stop_each_other(
+    registry: Registry, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one takes the second candidate away after this one has made its list."""
+    why = collecting.why
+
+    def late(version: Version, *others: Any) -> str:
+        if version.version == 3:
+            discard(registry.connection, registry.resolve("faces/2"))
+        return why(version, *others)
+
+    monkeypatch.setattr(collecting, "why", late)
+    assert numbers(collect(registry, delete=True, older_than=0).goes) == [3]
+    assert [v.version for v in registry.versions("faces")] == [4, 1] and checkpoints(home) == 2
 
 
 def test_what_a_run_in_progress_made_or_names_stays(registry: Registry, make_folder: MakeFolder) -> None:

@@ -134,3 +134,19 @@ def test_a_name_that_a_listing_misses_does_not_vanish(
 
     monkeypatch.setattr(following, "_models", missing)
     assert look(registry, seen).names.keys() == {"ct", "faces"}
+
+
+def test_a_version_that_lost_its_digest_is_named(
+    registry: Registry, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.register(make_folder(2), "faces")
+    seen = look(registry)
+    for number in ("1", "2"):
+        registry.connection.client.delete_model_version_tag("faces", number, "metainit.sha256")
+    fresh = look(registry).names["faces"]
+    assert 1 in [one.version for one in fresh.damaged], "which its champion means"
+    monkeypatch.setattr(following, "FULL_SECONDS", 0.0)
+    monkeypatch.setattr(following, "SHARE", 1e9)
+    again = look(registry, seen).names["faces"]
+    assert again.versions == () and [one.version for one in again.damaged] == [2, 1]
+    assert "metainit.sha256" in again.damaged[0].reason

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metainit import checkpoint
+from metainit.card import Card, Method
 from metainit.errors import RegistryError
 from pipelines.following import look
 from pipelines.registry import Registry
@@ -37,6 +41,10 @@ def test_what_is_written_is_read(home: object, make_folder: MakeFolder) -> None:
         ({"headline": "{"}, "metainit.headline"),
         ({"headline": "[]"}, "metainit.headline"),
         ({"gate": "yes"}, "metainit.gate"),
+        ({"kind": "pri\nor"}, "metainit.kind"),
+        ({"kind": "prior\n"}, "metainit.kind"),
+        ({"kind": ""}, "metainit.kind"),
+        ({"kind": "../prior"}, "metainit.kind"),
         ({"tag_schema": "2"}, "newer than this metainit"),
     ],
 )
@@ -75,3 +83,12 @@ def test_a_damaged_version_is_left_out_and_the_others_stay(
     assert registry.aliases("faces") == {"champion": 1, "previous": 2}
     known = look(registry, seen).names["faces"]
     assert [v.version for v in known.versions] == [3, 1] and [d.version for d in known.damaged] == [2]
+
+
+def test_a_kind_that_would_be_refused_is_not_registered(home: object, tmp_path: Path) -> None:
+    card = Card(kind="Prior of mine", name="faces", method=Method(name="reptile"))
+    checkpoint.save(tmp_path / "run/checkpoint.safetensors", {"w": torch.zeros(2)}, card)
+    registry = Registry()
+    with pytest.raises(RegistryError, match="of the kind 'Prior of mine'; expected lower-case"):
+        registry.register(tmp_path / "run", "faces")
+    assert registry.names() == []
