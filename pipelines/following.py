@@ -108,11 +108,15 @@ def _incomplete(known: Known, before: Known | None) -> bool:
 
     A search by a tag misses versions that have lost it; whoever reads all of the name names the damage.
     """
-    there = {one.version for one in (*known.versions, *known.damaged)}
+    there = _numbers(known)
     expected = set(known.aliases.values())
     if before is not None:
-        expected |= {one.version for one in (*before.versions, *before.damaged)}
+        expected |= _numbers(before)
     return not expected <= there
+
+
+def _numbers(known: Known) -> set[int]:
+    return {one.version for one in known.versions} | {one.version for one in known.damaged}
 
 
 def _listed(client: MlflowClient, seen: Seen, now: float) -> Seen:

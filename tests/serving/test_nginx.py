@@ -98,7 +98,7 @@ def endpoint(store: Store, tmp_path: Path) -> Iterator[tuple[int, str]]:
     key_file.change(tmp_path / "keys.json", lambda _: ((made.key,), None))
     chosen = EndpointSettings(
         keys=tmp_path / "keys.json",
-        trusted_proxies=["127.0.0.1"],  # type: ignore[arg-type]
+        trusted_proxies=["127.0.0.1"],
         audit=tmp_path / "audit.jsonl",
     )
     with listening(create_app(store, settings=chosen)) as port:
