@@ -172,7 +172,11 @@ class Store:
             NotReady: the registry cannot give it now.
             CheckpointError: what the registry gives is damaged.
         """
-        return self._bringer.bring(self.facts(reference))
+        return self.bring_one(self.facts(reference))
+
+    def bring_one(self, facts: Facts) -> Entry:
+        """Return a version that `facts` gave, as `get` does."""
+        return self._bringer.bring(facts)
 
     def facts(self, reference: Reference) -> Facts:
         """Return the version a reference means, after a look at the registry if it is not known.
@@ -190,13 +194,17 @@ class Store:
         """Return the file of a blob if it was verified already; reads and brings nothing."""
         return self._cache.verified(sha256)
 
+    def blob_on_disk(self, sha256: str) -> Path | None:
+        """Return the file of a blob, verified now if it has to be; brings nothing."""
+        return self._cache.blob(sha256) or self.predictions.blob(sha256)
+
     def blob(self, sha256: str) -> Path:
         """Return the file of a blob.
 
         Raises:
             Missing: no version or prediction that was served from here has this checksum.
         """
-        path = self._cache.blob(sha256) or self.predictions.blob(sha256)
+        path = self.blob_on_disk(sha256)
         if path is not None:
             return path
         for init in self._catalog.inits.values():
