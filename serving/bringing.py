@@ -50,9 +50,9 @@ class Bringer:
         return set(self._entries)
 
     def entry(self, reference: str) -> Entry | None:
-        """Return a version at hand; one whose file another process took away is forgotten."""
+        """Return a version at hand; one whose file was changed or taken away is forgotten."""
         entry = self._entries.get(reference)
-        if entry is not None and not entry.blob.is_file():
+        if entry is not None and self._cache.verified(entry.facts.sha256) is None:
             self._entries.pop(reference, None)
             return None
         return entry

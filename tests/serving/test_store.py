@@ -12,6 +12,7 @@ import pytest
 
 from metainit.errors import CheckpointError
 from metainit.references import Reference
+from metainit.transfer import file_sha256
 from serving.catalog import Missing
 from serving.store import NotReady, Store
 from tests.serving.shelf import Shelf, Version
@@ -117,6 +118,39 @@ def test_what_was_damaged_while_stopped_is_brought_again(store: Store, shelf: Sh
     assert (tmp_path / "store/quarantine" / blob.name).is_file() and not blob.exists()
     restarted.refresh()
     assert version(restarted, "faces") == 1 and blob.read_bytes() == good
+
+
+def test_what_was_damaged_while_it_is_served_is_brought_again(store: Store, shelf: Shelf) -> None:
+    store.refresh()
+    blob = store.get(Reference.parse("faces")).blob
+    good = blob.read_bytes()
+    blob.chmod(0o644)
+    blob.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert store.at_hand(Reference.parse("faces")) is None and store.blob_at_hand(blob.stem) is None
+    assert store.get(Reference.parse("faces")).blob.read_bytes() == good
+    assert store.blob_at_hand(blob.stem) == blob
+
+
+def test_a_restart_reads_no_blob_that_is_as_it_was(
+    store: Store, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.refresh()
+    read: list[Path] = []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr("serving.cache.file_sha256", counted)
+    restarted = Store(shelf, tmp_path / "store")
+    assert restarted.at_hand(Reference.parse("faces")) is not None and read == []
+    blob = store.get(Reference.parse("faces")).blob
+    blob.touch()
+    restarted = Store(shelf, tmp_path / "store")
+    assert restarted.at_hand(Reference.parse("faces")) is not None and read == [blob]
+    (tmp_path / "store/marks" / f"{blob.stem}.json").write_text("[1")
+    assert Store(shelf, tmp_path / "store").at_hand(Reference.parse("faces")) is not None
+    assert read == [blob, blob]
 
 
 def test_a_blob_is_verified_before_it_is_served_under_its_checksum(
