@@ -70,6 +70,7 @@ def create_app(
         names_answers: False where the server adds X-Request-Id to answers, as Ray Serve does.
     """
     settings = settings or EndpointSettings()
+    store.keep_free(settings.least_free_bytes)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

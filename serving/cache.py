@@ -89,6 +89,16 @@ class Cache:
         finally:
             lock.release()
 
+    def free_bytes(self) -> int | None:
+        """Return how much disk is left for further versions, or None where that cannot be told."""
+        folder = self.folder
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            return None
+
     def sweep(self) -> None:
         """Delete downloads that a process left when it was killed."""
         with suppress(OSError):

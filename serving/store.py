@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import threading
 import time
 from dataclasses import dataclass
@@ -76,7 +75,7 @@ class Store:
     ) -> None:
         """Open what an earlier process left in `folder`; `start` looks at the registry."""
         self._cache = Cache(folder)
-        self._folder, self._index = folder, folder / "catalog.json"
+        self._index = folder / "catalog.json"
         self._made = time.monotonic()
         self._poll = poll
         self._gathering = Gathering(look or listing(registry))
@@ -113,13 +112,11 @@ class Store:
 
     def free_bytes(self) -> int | None:
         """Return how much disk is left for further versions, or None where that cannot be told."""
-        folder = self._folder
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        try:
-            return shutil.disk_usage(folder).free
-        except OSError:
-            return None
+        return self._cache.free_bytes()
+
+    def keep_free(self, least_bytes: int) -> None:
+        """Bring from now on only what leaves so much of the disk free."""
+        self._bringer.least_free_bytes = least_bytes
 
     @property
     def ready(self) -> bool:

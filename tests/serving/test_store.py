@@ -216,6 +216,22 @@ def test_a_full_disk_loses_nothing(store: Store, shelf: Shelf, monkeypatch: pyte
     assert version(store, "ct/2") == 2, "as soon as there is room again"
 
 
+def test_what_would_fill_the_disk_is_not_brought(store: Store, shelf: Shelf) -> None:
+    store.refresh()
+    shelf.add("ct", 3)
+    store.look()
+    free = store.free_bytes()
+    assert free is not None
+    store.keep_free(2 * free)
+    before = shelf.downloads
+    with pytest.raises(NotReady, match="least_free_bytes.*free some space"):
+        store.get(Reference.parse("ct/2"))
+    assert shelf.downloads == before and not store.quarantined
+    assert version(store, "ct/1") == 1, "what is at hand is served"
+    store.keep_free(0)
+    assert version(store, "ct/2") == 2
+
+
 def test_a_new_name_is_found_without_waiting_for_the_next_look(
     store: Store, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
