@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Annotated
 
 import anyio
@@ -22,6 +21,7 @@ from serving.catalog import Missing
 from serving.derived import Deriving, named
 from serving.details import Details
 from serving.edge import surround
+from serving.fetching import Fetching
 from serving.files import answer_file
 from serving.generation import Generating, GenerationLimits
 from serving.generation_routes import generations
@@ -71,6 +71,7 @@ def create_app(
         names_answers: False where the server adds X-Request-Id to answers, as Ray Serve does.
     """
     settings = settings or EndpointSettings()
+    store.keep_free(settings.least_free_bytes)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -91,6 +92,7 @@ def create_app(
     predicting = Predicting(predictor or LocalPredictor(), store.predictions, limits)
     deriving = Deriving(store.predictions)
     generating = Generating(drawer or LocalDrawer(), store.predictions, generation_limits)
+    fetching = Fetching(store)
     tries, page = Tries(store.predictions), Page.load()
     load = Load()
     metrics = Metrics(store, load, lambda: predicting.under_way + generating.under_way)
@@ -101,41 +103,33 @@ def create_app(
     app.include_router(_list(store))
     app.include_router(version_pages(store))
     for prefix, pick in (
-        ("/v1/inits/{name}/versions/{version}", _pick_version(store)),
-        ("/v1/inits/{reference}", _pick_reference(store)),
+        ("/v1/inits/{name}/versions/{version}", _pick_version(fetching)),
+        ("/v1/inits/{reference}", _pick_reference(fetching)),
     ):
         app.include_router(_init(store, deriving, pick, prefix))
         app.include_router(predictions(predicting, pick, prefix))
         app.include_router(generations(generating, pick, prefix))
         app.include_router(graph_routes(pick, prefix))
-    app.include_router(tries_routes(tries, partial(_entry, store)))
-    app.include_router(_blobs(store, PRIVATE if settings.keys else IMMUTABLE))
+    app.include_router(tries_routes(tries, fetching.entry))
+    app.include_router(_blobs(fetching, PRIVATE if settings.keys else IMMUTABLE))
     return app
 
 
 Pick = Callable[..., object]
 
 
-def _pick_reference(store: Store) -> Pick:
+def _pick_reference(fetching: Fetching) -> Pick:
     async def pick(reference: str) -> Entry:
-        return await _entry(store, Reference.parse(reference))
+        return await fetching.entry(Reference.parse(reference))
 
     return pick
 
 
-def _pick_version(store: Store) -> Pick:
+def _pick_version(fetching: Fetching) -> Pick:
     async def pick(name: str, version: int) -> Entry:
-        return await _entry(store, Reference.parse(f"{name}/{version}"))
+        return await fetching.entry(Reference.parse(f"{name}/{version}"))
 
     return pick
-
-
-async def _entry(store: Store, reference: Reference) -> Entry:
-    """Return a version; only one that is not at hand takes a thread and waits for the registry."""
-    entry = store.at_hand(reference)
-    if entry is None:
-        entry = await anyio.to_thread.run_sync(store.get, reference)
-    return entry
 
 
 def _list(store: Store) -> APIRouter:
@@ -224,16 +218,14 @@ def _init(store: Store, deriving: Deriving, pick: Pick, prefix: str) -> APIRoute
     return router
 
 
-def _blobs(store: Store, caching: str) -> APIRouter:
+def _blobs(fetching: Fetching, caching: str) -> APIRouter:
     router = APIRouter(prefix="/v1/blobs", tags=["blobs"])
 
     @router.head("/{sha256}", include_in_schema=False)
     @router.get("/{sha256}", response_class=FileResponse)
     async def blob(request: Request, sha256: str) -> Response:
         """The bytes with this SHA-256: they never change, so any cache may keep them for ever."""
-        path = store.blob_at_hand(sha256)
-        if path is None:
-            path = await anyio.to_thread.run_sync(store.blob, sha256)
+        path = await fetching.blob(sha256)
         return answer_file(request, path, sha256, WEIGHTS_TYPE, {"cache-control": caching})
 
     return router

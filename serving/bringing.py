@@ -41,6 +41,7 @@ class Bringer:
     def __init__(self, registry: Registry, cache: Cache, counts: Counts, retry: float) -> None:
         """Have nothing at hand yet."""
         self._registry, self._cache, self._counts, self._retry = registry, cache, counts, retry
+        self.least_free_bytes = 0
         self._entries: dict[str, Entry] = {}
         self._refused: dict[str, tuple[float, MetainitError]] = {}
 
@@ -50,9 +51,9 @@ class Bringer:
         return set(self._entries)
 
     def entry(self, reference: str) -> Entry | None:
-        """Return a version at hand; one whose file another process took away is forgotten."""
+        """Return a version at hand; one whose file was changed or taken away is forgotten."""
         entry = self._entries.get(reference)
-        if entry is not None and not entry.blob.is_file():
+        if entry is not None and self._cache.verified(entry.facts.sha256) is None:
             self._entries.pop(reference, None)
             return None
         return entry
@@ -93,6 +94,7 @@ class Bringer:
         if refused is not None and time.monotonic() - refused[0] < self._retry:
             raise type(refused[1])(str(refused[1]))
         try:
+            self._require_room(facts)
             entry = self._cache.add(facts, partial(self._download, facts))
         except MetainitError as error:
             self._counts.refused += 1
@@ -105,6 +107,20 @@ class Bringer:
         self._counts.quarantined.pop(facts.reference, None)
         self._counts.pulled += 1
         return entry
+
+    def _require_room(self, facts: Facts) -> None:
+        """Raise unless a version leaves as much of the disk free as has to stay: a full one stops all writes.
+
+        Raises:
+            NotReady: it does not.
+        """
+        free = self._cache.free_bytes()
+        if free is not None and free - facts.size < self.least_free_bytes:
+            raise NotReady(
+                f"cannot bring {facts.reference} into {self._cache.folder}: it has {facts.size} bytes, and "
+                f"of the {free} that are free {self.least_free_bytes} have to stay so (least_free_bytes); "
+                "free some space or choose another cache folder"
+            )
 
     def _download(self, facts: Facts, folder: Path) -> Path:
         def download() -> Path:

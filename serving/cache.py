@@ -2,6 +2,7 @@
 
 * ``blobs/<sha256>.safetensors``: the checkpoint file, served as it is
 * ``versions/<name>/<version>/``: evidence.json, recipe.yaml, pictures/, and card.json
+* ``marks/<sha256>.json``: how the blob looked when it was verified, so that a restart need not read it
 * ``quarantine/``: what failed verification, kept for inspection
 * ``incoming/``: downloads under way
 * ``locks/``: one file a version that is being brought; the lock ends with the process that holds it
@@ -30,6 +31,7 @@ from metainit.errors import CheckpointError, DigestError, EndpointError
 from metainit.references import NAME
 from metainit.transfer import file_sha256
 from serving.catalog import Facts
+from serving.marks import Mark, mark_of, read_mark, write_mark
 
 LOGGER = logging.getLogger("metainit.serving")
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -60,13 +62,13 @@ class Cache:
     """The folder of verified versions; processes may share it.
 
     Every step is one rename, and a lock a version keeps two of them from bringing it at once. A file that
-    another process left is verified once before this one serves it.
+    another process left is verified once before this one serves it, and again where it was changed since.
     """
 
     def __init__(self, folder: Path) -> None:
         """Use a folder, which is made when the first version comes."""
         self.folder = folder
-        self._verified: set[str] = set()
+        self._verified: dict[str, Mark] = {}
 
     @contextmanager
     def locked(self, facts: Facts) -> Iterator[None]:
@@ -87,6 +89,16 @@ class Cache:
         finally:
             lock.release()
 
+    def free_bytes(self) -> int | None:
+        """Return how much disk is left for further versions, or None where that cannot be told."""
+        folder = self.folder
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            return None
+
     def sweep(self) -> None:
         """Delete downloads that a process left when it was killed."""
         with suppress(OSError):
@@ -95,11 +107,15 @@ class Cache:
                     shutil.rmtree(path, ignore_errors=True)
 
     def verified(self, sha256: str) -> Path | None:
-        """Return the file of a blob that this process has verified, or None; reads nothing."""
-        if sha256 not in self._verified:
+        """Return the file of a blob that was verified and is as it was then, or None; reads nothing."""
+        known = self._verified.get(sha256)
+        if known is None:
             return None
         path = self._blob_path(sha256)
-        return path if path.is_file() else None
+        try:
+            return path if mark_of(path) == known else None
+        except OSError:
+            return None
 
     def blob(self, sha256: str) -> Path | None:
         """Return the file of a blob, or None where it is not at hand, or was damaged (then quarantined)."""
@@ -108,17 +124,28 @@ class Cache:
         path = self._blob_path(sha256)
         if not path.is_file():
             return None
-        if sha256 not in self._verified:
-            try:
+        try:
+            mark = mark_of(path)  # before the reading: what is changed meanwhile differs from it
+            if mark != self._verified.get(sha256) and mark != read_mark(self._mark_path(sha256)):
                 came = file_sha256(path)
                 if came != sha256:
                     self._set_aside(path, sha256, f"its SHA-256 is {came[:16]}…")
                     return None
-            except OSError as error:
-                LOGGER.error("cannot verify %s: %s", path, error)
-                return None
-            self._verified.add(sha256)
+                self._keep_mark(sha256, mark)
+        except OSError as error:
+            LOGGER.error("cannot verify %s: %s", path, error)
+            return None
+        self._verified[sha256] = mark
         return path
+
+    def _keep_mark(self, sha256: str, mark: Mark) -> None:
+        try:
+            write_mark(self._mark_path(sha256), mark)
+        except CheckpointError as error:
+            LOGGER.warning("the next start has to read the blob %s: %s", sha256, error)
+
+    def _mark_path(self, sha256: str) -> Path:
+        return self.folder / "marks" / f"{sha256}.json"
 
     def open(self, facts: Facts) -> Entry | None:
         """Return a version that was added before, or None."""
@@ -207,7 +234,8 @@ class Cache:
         with open(artifact / CHECKPOINT_FILE, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(artifact / CHECKPOINT_FILE, blob)
-        self._verified.add(facts.sha256)
+        self._verified[facts.sha256] = mark = mark_of(blob)
+        self._keep_mark(facts.sha256, mark)
         note = json.dumps({"sha256": facts.sha256, "card": card})
         (artifact / "card.json").write_text(note)
         folder.parent.mkdir(parents=True, exist_ok=True)

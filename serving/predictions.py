@@ -16,16 +16,22 @@ import secrets
 import shutil
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from metainit.checkpoint import write_atomically
 from metainit.errors import CheckpointError
 from metainit.transfer import file_sha256
+from serving.marks import Mark, mark_of
 
 LOGGER = logging.getLogger("metainit.serving")
 MOST_BYTES = 8 << 30
 OLD_SECONDS = 86_400.0
+OWN_OLD_SECONDS = 3_600.0
+"""Age at which a file in the own inbox is of an order that nobody waits for any more."""
+COUNT_SECONDS, COUNT_SHARE = 60.0, 20
+"""All files are counted after so long, and after this part of the bytes: other processes add some too."""
 SPARED = 0.9
 """Share of the bytes that is left where some have to go."""
 
@@ -41,20 +47,21 @@ class Kept:
 class Predictions:
     """A folder of predictions; what was asked for least recently goes when there are too many bytes.
 
-    A file that an earlier process left is verified once before this one gives it out.
+    A file that another process left is verified once before this one gives it out, and again once changed.
+    When it was asked for last is its time of access: that of the change tells what was changed.
     """
 
     def __init__(self, folder: Path, most_bytes: int = MOST_BYTES) -> None:
         """Use a folder, which is made when the first prediction comes."""
         self.folder, self.most_bytes = folder, most_bytes
         self._inbox = folder / "incoming" / secrets.token_hex(16)
-        self._verified: set[str] = set()
+        self._verified: dict[str, Mark] = {}
         self._lock = threading.Lock()
         self._counted: int | None = None
-        self._since = 0
+        self._since, self._counted_at = 0, 0.0
 
     def inbox(self) -> str:
-        """Return the folder that workers on this machine may write to; what was left in old ones is removed.
+        """Return the folder that workers on this machine may write to; old files, and old ones, are removed.
 
         Where the disk refuses it there is none, and answers come over the network.
         """
@@ -66,6 +73,10 @@ class Predictions:
                         shutil.rmtree(other, ignore_errors=True)
             except OSError as error:
                 LOGGER.error("workers cannot write to %s: %s", self._inbox, error)
+        with suppress(OSError), os.scandir(self._inbox) as left:
+            for file in left:
+                if time.time() - file.stat().st_mtime > OWN_OLD_SECONDS:
+                    os.unlink(file)
         return str(self._inbox)
 
     def find(self, key: str) -> Kept | None:
@@ -110,9 +121,12 @@ class Predictions:
     def _enter(self, key: str, kept: Kept) -> None:
         """Note what was put in its place; the caller has the lock."""
         write_atomically(self._note(key, kept.sha256), b"")
-        self._verified.add(kept.sha256)
+        self._verified[kept.sha256] = mark_of(self._path(kept.sha256))
         self._since += kept.size
-        if self._counted is None or self._counted + self._since > self.most_bytes:
+        late = (
+            time.monotonic() - self._counted_at > COUNT_SECONDS or self._since > self.most_bytes / COUNT_SHARE
+        )
+        if late or self._counted is None or self._counted + self._since > self.most_bytes:
             self._make_room(kept.sha256)
 
     def blob(self, sha256: str) -> Path | None:
@@ -121,13 +135,14 @@ class Predictions:
             return None
         path = self._path(sha256)
         try:
-            if sha256 not in self._verified:
+            mark = mark_of(path)
+            if mark != self._verified.get(sha256):
                 if file_sha256(path) != sha256:
                     LOGGER.error("removed %s: it is damaged", path)
                     path.unlink()
                     return None
-                self._verified.add(sha256)
-            os.utime(path)
+                self._verified[sha256] = mark
+            os.utime(path, ns=(time.time_ns(), mark.changed))
         except OSError:
             return None
         return path
@@ -141,19 +156,19 @@ class Predictions:
         total = sum(status.st_size for _, status in files)
         wanted = self.most_bytes if total <= self.most_bytes else self.most_bytes * SPARED
         gone: set[str] = set()
-        for path, status in sorted(files, key=lambda item: item[1].st_mtime_ns):
+        for path, status in sorted(files, key=lambda item: item[1].st_atime_ns):
             if total <= wanted:
                 break
             if path.stem != newest:
                 path.unlink(missing_ok=True)
-                self._verified.discard(path.stem)
+                self._verified.pop(path.stem, None)
                 total -= status.st_size
                 gone.add(path.stem)
         if gone:
             for note in self.folder.glob("orders/*/*"):
                 if note.suffix.removeprefix(".") in gone:
                     note.unlink(missing_ok=True)
-        self._counted, self._since = total, 0
+        self._counted, self._since, self._counted_at = total, 0, time.monotonic()
 
     def _path(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.safetensors"

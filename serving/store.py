@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import threading
 import time
 from dataclasses import dataclass
@@ -76,7 +75,7 @@ class Store:
     ) -> None:
         """Open what an earlier process left in `folder`; `start` looks at the registry."""
         self._cache = Cache(folder)
-        self._folder, self._index = folder, folder / "catalog.json"
+        self._index = folder / "catalog.json"
         self._made = time.monotonic()
         self._poll = poll
         self._gathering = Gathering(look or listing(registry))
@@ -113,13 +112,11 @@ class Store:
 
     def free_bytes(self) -> int | None:
         """Return how much disk is left for further versions, or None where that cannot be told."""
-        folder = self._folder
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        try:
-            return shutil.disk_usage(folder).free
-        except OSError:
-            return None
+        return self._cache.free_bytes()
+
+    def keep_free(self, least_bytes: int) -> None:
+        """Bring from now on only what leaves so much of the disk free."""
+        self._bringer.least_free_bytes = least_bytes
 
     @property
     def ready(self) -> bool:
@@ -172,7 +169,11 @@ class Store:
             NotReady: the registry cannot give it now.
             CheckpointError: what the registry gives is damaged.
         """
-        return self._bringer.bring(self.facts(reference))
+        return self.bring_one(self.facts(reference))
+
+    def bring_one(self, facts: Facts) -> Entry:
+        """Return a version that `facts` gave, as `get` does."""
+        return self._bringer.bring(facts)
 
     def facts(self, reference: Reference) -> Facts:
         """Return the version a reference means, after a look at the registry if it is not known.
@@ -190,13 +191,17 @@ class Store:
         """Return the file of a blob if it was verified already; reads and brings nothing."""
         return self._cache.verified(sha256)
 
+    def blob_on_disk(self, sha256: str) -> Path | None:
+        """Return the file of a blob, verified now if it has to be; brings nothing."""
+        return self._cache.blob(sha256) or self.predictions.blob(sha256)
+
     def blob(self, sha256: str) -> Path:
         """Return the file of a blob.
 
         Raises:
             Missing: no version or prediction that was served from here has this checksum.
         """
-        path = self._cache.blob(sha256) or self.predictions.blob(sha256)
+        path = self.blob_on_disk(sha256)
         if path is not None:
             return path
         for init in self._catalog.inits.values():

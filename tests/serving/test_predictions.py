@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from metainit.errors import CheckpointError
-from serving.predictions import OLD_SECONDS, Predictions
+from serving.predictions import OLD_SECONDS, OWN_OLD_SECONDS, Predictions
 
 
 def test_a_file_that_a_worker_wrote_is_moved(tmp_path: Path) -> None:
@@ -50,3 +50,46 @@ def test_room_is_made_for_a_few_at_once(tmp_path: Path) -> None:
         )
     left = [number for number in range(11) if kept.find(f"key-{number:02}") is not None]
     assert left == list(range(2, 11)) and len(list(tmp_path.glob("orders/*/*"))) == 9
+
+
+def test_what_is_damaged_while_it_is_kept_is_removed(tmp_path: Path) -> None:
+    kept, other = Predictions(tmp_path), Predictions(tmp_path)
+    found = kept.keep("key", b"weights")
+    assert kept.find("key") == other.find("key") == kept.find("key") == found
+    path = kept.blob(found.sha256)
+    assert path is not None
+    path.write_bytes(b"weightz")
+    assert kept.find("key") is None and not path.exists()
+
+
+def test_a_look_reads_nothing_again_that_another_process_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, other = Predictions(tmp_path), Predictions(tmp_path)
+    found = kept.keep("key", b"weights")
+    assert other.find("key") == found
+
+    def read(path: Path) -> str:
+        raise AssertionError(path)
+
+    monkeypatch.setattr("serving.predictions.file_sha256", read)
+    assert kept.find("key") == other.find("key") == kept.find("key") == found
+
+
+def test_two_processes_keep_one_bound(tmp_path: Path) -> None:
+    both = [Predictions(tmp_path, most_bytes=1000) for _ in range(2)]
+    for number in range(60):
+        for which, kept in enumerate(both):
+            kept.keep(f"{which}-{number}", bytes([which, number]) * 20)
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.safetensors")) <= 1100
+
+
+def test_what_nobody_fetched_from_the_inbox_is_removed(tmp_path: Path) -> None:
+    kept = Predictions(tmp_path)
+    left, young = Path(kept.inbox()) / "left", Path(kept.inbox()) / "young"
+    for file in (left, young):
+        file.write_bytes(b"x")
+    aged = left.stat().st_mtime - 2 * OWN_OLD_SECONDS
+    os.utime(left, (aged, aged))
+    kept.inbox()
+    assert young.exists() and not left.exists()

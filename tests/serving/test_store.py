@@ -12,6 +12,7 @@ import pytest
 
 from metainit.errors import CheckpointError
 from metainit.references import Reference
+from metainit.transfer import file_sha256
 from serving.catalog import Missing
 from serving.store import NotReady, Store
 from tests.serving.shelf import Shelf, Version
@@ -119,6 +120,39 @@ def test_what_was_damaged_while_stopped_is_brought_again(store: Store, shelf: Sh
     assert version(restarted, "faces") == 1 and blob.read_bytes() == good
 
 
+def test_what_was_damaged_while_it_is_served_is_brought_again(store: Store, shelf: Shelf) -> None:
+    store.refresh()
+    blob = store.get(Reference.parse("faces")).blob
+    good = blob.read_bytes()
+    blob.chmod(0o644)
+    blob.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert store.at_hand(Reference.parse("faces")) is None and store.blob_at_hand(blob.stem) is None
+    assert store.get(Reference.parse("faces")).blob.read_bytes() == good
+    assert store.blob_at_hand(blob.stem) == blob
+
+
+def test_a_restart_reads_no_blob_that_is_as_it_was(
+    store: Store, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.refresh()
+    read: list[Path] = []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr("serving.cache.file_sha256", counted)
+    restarted = Store(shelf, tmp_path / "store")
+    assert restarted.at_hand(Reference.parse("faces")) is not None and read == []
+    blob = store.get(Reference.parse("faces")).blob
+    blob.touch()
+    restarted = Store(shelf, tmp_path / "store")
+    assert restarted.at_hand(Reference.parse("faces")) is not None and read == [blob]
+    (tmp_path / "store/marks" / f"{blob.stem}.json").write_text("[1")
+    assert Store(shelf, tmp_path / "store").at_hand(Reference.parse("faces")) is not None
+    assert read == [blob, blob]
+
+
 def test_a_blob_is_verified_before_it_is_served_under_its_checksum(
     store: Store, shelf: Shelf, tmp_path: Path
 ) -> None:
@@ -180,6 +214,22 @@ def test_a_full_disk_loses_nothing(store: Store, shelf: Shelf, monkeypatch: pyte
     assert not store.quarantined
     monkeypatch.undo()
     assert version(store, "ct/2") == 2, "as soon as there is room again"
+
+
+def test_what_would_fill_the_disk_is_not_brought(store: Store, shelf: Shelf) -> None:
+    store.refresh()
+    shelf.add("ct", 3)
+    store.look()
+    free = store.free_bytes()
+    assert free is not None
+    store.keep_free(2 * free)
+    before = shelf.downloads
+    with pytest.raises(NotReady, match="least_free_bytes.*free some space"):
+        store.get(Reference.parse("ct/2"))
+    assert shelf.downloads == before and not store.quarantined
+    assert version(store, "ct/1") == 1, "what is at hand is served"
+    store.keep_free(0)
+    assert version(store, "ct/2") == 2
 
 
 def test_a_new_name_is_found_without_waiting_for_the_next_look(
