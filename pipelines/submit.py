@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ("metainit", "hypernets", "pipelines", "serving")
 RECIPE_FILE = "recipe.yaml"
+CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+"""What an MLflow server with access control asks of its clients."""
 DEFAULT_TOKEN_FILE = Path("~/.ray/auth_token")
 TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -172,6 +174,8 @@ def write_job_folder(folder: Path, recipe: Recipe) -> None:
 def job_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the settings that the job gets: never a file of this machine as the place of the registry.
 
+    What a server asks for goes along; whoever may look at the cluster's jobs can read it there.
+
     Example:
         >>> job_environment({'MLFLOW_TRACKING_URI': 'http://mlflow:5000', 'HOME': '/home/a'})
         {'MLFLOW_TRACKING_URI': 'http://mlflow:5000'}
@@ -179,7 +183,9 @@ def job_environment(environment: Mapping[str, str]) -> dict[str, str]:
         {}
     """
     uri = environment.get("MLFLOW_TRACKING_URI", "")
-    return {"MLFLOW_TRACKING_URI": uri} if uri.startswith(("http://", "https://")) else {}
+    if not uri.startswith(("http://", "https://")):
+        return {}
+    return {"MLFLOW_TRACKING_URI": uri} | {key: environment[key] for key in CREDENTIALS if key in environment}
 
 
 def auth_headers(token_file: Path | None) -> dict[str, str]:

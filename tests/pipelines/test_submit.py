@@ -24,7 +24,7 @@ from pipelines.job_result import pull_result, version_of
 from pipelines.ray_train import JOB_VARIABLE, open_run
 from pipelines.recipe import load_recipe
 from pipelines.registry import Registry
-from pipelines.submit import Job, auth_headers, entrypoint, submit_job, write_job_folder
+from pipelines.submit import Job, auth_headers, entrypoint, job_environment, submit_job, write_job_folder
 from pipelines.train_commands import submit
 from tests.pipelines.clusters import BIN, cluster
 from tests.pipelines.conftest import MakeFolder
@@ -52,6 +52,18 @@ def test_a_job_brings_metainit_and_its_entry_points(tmp_path: Path) -> None:
 def test_paths_must_be_absolute(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"domain.data is 'scans'.*absolute"):
         submit_job(load_recipe("image-folder-debug", ["domain.data=scans"]), "http://127.0.0.1:1")
+
+
+def test_a_job_gets_what_the_registry_asks_for() -> None:
+    access = {
+        "MLFLOW_TRACKING_USERNAME": "anna",
+        "MLFLOW_TRACKING_PASSWORD": "secret",
+        "MLFLOW_TRACKING_TOKEN": "t",
+    }
+    server = {"MLFLOW_TRACKING_URI": "https://mlflow.example.org"}
+    assert job_environment({**server, **access, "HOME": "/home/anna"}) == {**server, **access}
+    assert job_environment({"MLFLOW_TRACKING_URI": "sqlite:///here.db", **access}) == {}
+    assert job_environment(access) == {}
 
 
 def test_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
