@@ -130,7 +130,9 @@ def answer_file(
     if matches(asked.get("if-none-match"), sha256):
         return Response(status_code=304, headers=common)
     size = path.stat().st_size
-    ranged = asked.get("range") if range_holds(asked.get("if-range"), sha256) else None
+    ranged = (
+        asked.get("range") if request.method == "GET" and range_holds(asked.get("if-range"), sha256) else None
+    )
     try:
         part = parse_range(ranged, size)
     except Unsatisfiable:

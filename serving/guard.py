@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
@@ -20,6 +21,8 @@ from serving.settings import EndpointSettings
 
 REALM = 'Bearer realm="metainit"'
 FAILURES = "wrong-keys"
+_FILES = re.compile(r"/weights$|^/v1/blobs/[^/]+$")
+"""Paths that answer a HEAD."""
 
 
 class Guarded:
@@ -128,8 +131,8 @@ class Guarded:
             raise _unauthorized("a key is needed: send Authorization: Bearer mi_…")
         if not needs:
             raise NoRoute(f"{note.method} {keys.redacted(path)}: not found; the routes are listed at /docs")
-        if need is None:
-            allowed = sorted({*needs, *(("HEAD",) if "GET" in needs else ())})
+        if need is None or (note.method == "HEAD" and not _FILES.search(path)):
+            allowed = sorted({*needs, *(("HEAD",) if _FILES.search(path) else ())})
             raise NoMethod(f"{note.method} is not allowed here", {"allow": ", ".join(allowed)})
         if need not in note.scopes:
             raise Forbidden(

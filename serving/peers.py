@@ -72,7 +72,9 @@ class Peers:
         scope["client"] = (address, 0)
         if self.base_path:
             scope["root_path"] = self.base_path
-            if scope["path"].startswith(f"{self.base_path}/"):
+            if scope["path"] == self.base_path:
+                scope["path"] = "/"
+            elif scope["path"].startswith(f"{self.base_path}/"):
                 scope["path"] = scope["path"].removeprefix(self.base_path)
         await self.app(scope, receive, send)
 

@@ -137,6 +137,8 @@ def test_range_conformance(http: httpx.Client, content: bytes, path: str, method
         ({"if-none-match": tag, "range": "bytes=0-3"}, 304, b""),
     ]
     for headers, status, body in table:
+        if method == "HEAD" and status in (206, 416):
+            status, body = 200, content  # a Range is of a GET only
         answer = http.request(method, path, headers=headers)
         assert answer.status_code == status, headers
         if status == 416:

@@ -95,6 +95,10 @@ def test_a_route_that_is_not_in_the_table_is_closed(store: Store, file: Path) ->
         assert http.get("/v1/forgotten").status_code == 401
         assert http.get("/v1/forgotten", headers=bearer(everything)).status_code == 404
         answer = http.put("/v1/inits", headers=bearer(everything))
+        assert answer.status_code == 405 and answer.headers["allow"] == "GET"
+        answer = http.head("/v1/inits", headers=bearer(everything))
+        assert answer.status_code == 405 and answer.headers["allow"] == "GET"
+        answer = http.put(WEIGHTS, headers=bearer(everything))
         assert answer.status_code == 405 and answer.headers["allow"] == "GET, HEAD"
 
 

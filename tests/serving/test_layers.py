@@ -186,6 +186,7 @@ def test_a_base_path_is_part_of_every_address(store: Store) -> None:
             assert listed[0]["url"] == "/team/starts/v1/inits/ct"
         assert http.get(listed[0]["url"]).status_code == 200
         assert http.get("/openapi.json").json()["servers"] == [{"url": "/team/starts"}]
+        assert http.get("/team/starts").json() == http.get("/team/starts/").json()
 
 
 # --- request ids, headers, CORS
@@ -342,6 +343,8 @@ def test_a_full_disk_and_damaged_versions_are_told(store: Store, shelf: Shelf) -
     path = shelf.files["broken"][1]
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with serving(store, least_free_bytes=1 << 60) as http:
+        store.keep_free(0)  # nothing was brought while there was no room
+        store.refresh()
         ready = http.get("/readyz").json()
         assert ready["ready"] and ready["disk_full"] and ready["disk_free_bytes"] > 0
         assert list(ready["quarantined"]) == ["broken/1"]
