@@ -112,7 +112,7 @@ def digest(evidence: Mapping[str, Any] | None) -> str | None:
 
     Example:
         >>> digest({'metric': 'psnr'})[:8]
-        '7bed2d1e'
+        '0d8f1298'
     """
     if not evidence:
         return None

@@ -174,7 +174,7 @@ def test_code_is_copied_and_runs(page: Any, url: str) -> None:
 def test_an_image_is_fitted_from_both_starts(page: Any, url: str, tmp_path: Path) -> None:
     page.goto(url + "#/inits/faces")
     page.get_by_role("link", name="Try it on an image").click()
-    page.get_by_label("Steps").select_option("10")
+    page.get_by_label("Steps", exact=True).select_option("10")
     page.get_by_role("button", name="Fit").click()
     page.locator(".live.ended").wait_for()
     verdict = page.locator(".live .verdict").inner_text()
@@ -202,14 +202,14 @@ def test_an_own_image_is_uploaded_and_a_wrong_one_refused(page: Any, url: str, t
     playwright.expect(page.locator(".chosen")).to_contain_text("no PNG")
     field.set_input_files(sample_file("rocket"))
     playwright.expect(page.locator(".chosen")).to_contain_text("rocket.jpg")
-    page.get_by_label("Steps").select_option("10")
+    page.get_by_label("Steps", exact=True).select_option("10")
     page.get_by_role("button", name="Fit").click()
     page.locator(".live.ended").wait_for()
 
 
 def test_a_fit_can_be_stopped(page: Any, url: str) -> None:
     page.goto(url + "#/try?init=faces")
-    page.get_by_label("Steps").select_option("200")
+    page.get_by_label("Steps", exact=True).select_option("200")
     page.get_by_role("button", name="Fit").click()
     page.locator(".panels .prior .number", has_text="dB").wait_for()
     page.get_by_role("button", name="Stop").click()
@@ -304,7 +304,7 @@ def test_no_page_is_wider_than_a_phone_or_shuts_anybody_out(browser: Any, url: s
             for details in page.locator("summary").all():
                 details.click()
             if name == "try":
-                page.get_by_label("Steps").select_option("10")
+                page.get_by_label("Steps", exact=True).select_option("10")
                 page.get_by_role("button", name="Fit").click()
                 page.locator(".live.ended").wait_for()
             assert page.evaluate("document.documentElement.scrollWidth") <= width
