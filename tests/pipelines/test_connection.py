@@ -30,7 +30,10 @@ SECRET = "hunter2-Zq"
         ("http://mlflow:5000/a@b", "http://mlflow:5000/a@b"),
         ("http://[::1]:5000", "http://[::1]:5000"),
         ("sqlite:////data/a@b/mlflow.db", "sqlite:////data/a@b/mlflow.db"),
-        ("postgresql://postgres@/postgres?host=/tmp/x", "postgresql:///postgres?host=/tmp/x"),
+        (
+            "postgresql://postgres@/postgres?host=/run/postgresql",
+            "postgresql:///postgres?host=/run/postgresql",
+        ),
         ("databricks", "databricks"),
     ],
 )
