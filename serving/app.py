@@ -28,7 +28,7 @@ from serving.generation_routes import generations
 from serving.generator import Drawer, LocalDrawer
 from serving.metrics import Metrics
 from serving.overview import graph_routes, overview_routes
-from serving.page import Page, page_routes
+from serving.page import IMMUTABLE, REVALIDATE, Page, page_routes
 from serving.peers import Door
 from serving.prediction import Limits, Predicting
 from serving.prediction_routes import predictions
@@ -43,9 +43,7 @@ from serving.try_routes import tries_routes
 from serving.version_routes import version_pages
 
 WEIGHTS_TYPE = "application/vnd.safetensors"
-IMMUTABLE = "public, max-age=31536000, immutable"
 PRIVATE = "private, max-age=31536000, immutable"
-REVALIDATE = "no-cache"
 
 
 def create_app(

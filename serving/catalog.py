@@ -128,13 +128,6 @@ class Init:
     default: int
 
     @classmethod
-    def of(cls, name: str, versions: Iterable[RegistryVersion]) -> Init:
-        """Gather a name from its registered versions; there must be at least one."""
-        listed = list(versions)
-        aliases = {alias: v.version for v in listed for alias in v.aliases}
-        return cls.gathered(name, map(Facts.of, listed), aliases)
-
-    @classmethod
     def gathered(cls, name: str, versions: Iterable[Facts], aliases: Mapping[str, int]) -> Init:
         """Gather a name from its versions, at least one, and what its aliases mean."""
         known = tuple(sorted(versions, key=lambda f: -f.version))

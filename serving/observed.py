@@ -14,10 +14,8 @@ from serving.seen import REQUEST_ID, Seen, take_note
 Sink = Callable[[Seen], None]
 Header = tuple[bytes, bytes]
 
-PAGE_POLICY = (
-    b"default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; object-src 'none'; "
-    b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
+DATA_POLICY = b"default-src 'none'; frame-ancestors 'none'"
+"""Of what is no page: the page and its files bring their own."""
 DOCS_POLICY = (
     b"default-src 'self'; script-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net; worker-src blob:; "
     b"style-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net https://fonts.googleapis.com; "
@@ -102,7 +100,7 @@ class Observed:
         have = {name for name, _ in headers}
         complete = [*headers, *(header for header in EVERY if header[0] not in have)]
         if POLICY not in have:
-            complete.append((POLICY, DOCS_POLICY if note.path.endswith(DOCS) else PAGE_POLICY))
+            complete.append((POLICY, DOCS_POLICY if note.path.endswith(DOCS) else DATA_POLICY))
         if CACHING[0] not in have:
             complete.append(CACHING)
         if self.names_answers:
