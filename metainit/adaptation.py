@@ -51,7 +51,7 @@ def trajectory(
         losses: the tasks; with a task axis where `losses.batched`.
         weights: the start, without a task axis.
         routine: optimizer, step sizes and steps.
-        step_sizes: learned per-parameter step sizes ``(steps, *shape)`` by name; may be empty.
+        step_sizes: learned per-parameter step sizes ``(steps, *shape)`` by name, of any type; may be empty.
         steps: how many steps to take.
         progress: told about each step.
         seed: of augmentation and minibatches, which follow from it and from the step.
@@ -66,6 +66,8 @@ def trajectory(
     values = {k: v.detach() for k, v in losses.spread(weights).items()}
     yield values
     optimizer, base = routine.optimizer, routine.step_size
+    # A step of another type would turn the weights into it: a prior trained in float64 has such steps.
+    step_sizes = {k: v.to(weights[k].dtype) if k in weights else v for k, v in step_sizes.items()}
     sizes = learned_step_sizes(routine, step_sizes)
     adapts = _adapted(routine, weights)
     _require_promised(routine, step_sizes, {k: weights[k] for k in adapts})

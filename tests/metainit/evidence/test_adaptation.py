@@ -95,6 +95,15 @@ def test_learned_steps_are_the_loop_written_by_hand(kind: str, network: nn.Modul
         same(found[step + 1], network)
 
 
+def test_weights_keep_their_type_under_steps_of_another(task: Task) -> None:
+    narrow = build(NETWORK, seed=3)
+    single = Task(task.domain, task.batch.map(lambda t: t.float()))
+    sizes = {k: torch.full((1, *v.shape), 0.01, dtype=torch.float64) for k, v in narrow.named_parameters()}
+    routine = AdaptationRoutine(steps=1, step_size=0.01, per_parameter=True)
+    for values in walk(narrow, single, routine, sizes, 2):
+        assert {v.dtype for v in values.values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_the_continuation_takes_over_after_the_learned_steps(
     optimizer: str, network: nn.Module, task: Task
