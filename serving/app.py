@@ -37,6 +37,7 @@ from serving.readiness import readiness
 from serving.seen import seen
 from serving.selection import Family, Selection, entry_of, part_of
 from serving.settings import EndpointSettings
+from serving.snapshots import Snapshots
 from serving.store import Store
 from serving.tries import Tries
 from serving.try_routes import tries_routes
@@ -74,7 +75,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await anyio.to_thread.run_sync(store.start)
+        snapshots.start()
         yield
+        await anyio.to_thread.run_sync(snapshots.stop)
         await anyio.to_thread.run_sync(tries.close)
         await anyio.to_thread.run_sync(store.stop)
         await anyio.to_thread.run_sync(edge.stop)
@@ -94,8 +97,9 @@ def create_app(
     tries, page = Tries(store.predictions), Page.load()
     load = Load()
     metrics = Metrics(store, load, lambda: predicting.under_way + generating.under_way)
+    snapshots = Snapshots(store.folder / "metrics", metrics.text)
     edge = surround(app, settings, load, metrics.count, store.stale_for, door, names_answers)
-    app.include_router(_operations(store, metrics, settings, page))
+    app.include_router(_operations(store, snapshots, settings, page))
     app.include_router(page_routes(page))
     app.include_router(overview_routes(store))
     app.include_router(_list(store))
@@ -229,7 +233,7 @@ def _blobs(fetching: Fetching, caching: str) -> APIRouter:
     return router
 
 
-def _operations(store: Store, metrics: Metrics, settings: EndpointSettings, page: Page) -> APIRouter:
+def _operations(store: Store, snapshots: Snapshots, settings: EndpointSettings, page: Page) -> APIRouter:
     router = APIRouter(tags=["operations"])
 
     @router.get("/healthz")
@@ -244,7 +248,8 @@ def _operations(store: Store, metrics: Metrics, settings: EndpointSettings, page
 
     @router.get("/metrics", include_in_schema=False)
     async def show_metrics() -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = await anyio.to_thread.run_sync(snapshots.shown)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @router.get("/", include_in_schema=False)
     async def index(request: Request) -> Response:

@@ -80,9 +80,9 @@ class Metrics:
         elif (found := cache_outcome(note)) is not None:
             self.cache.labels(*found).inc()
 
-    def text(self) -> bytes:
+    def text(self) -> str:
         """Return the metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self.registry).decode()
 
 
 def cache_outcome(note: Seen) -> tuple[str, str] | None:

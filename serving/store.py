@@ -74,6 +74,7 @@ class Store:
         look: Look | None = None,
     ) -> None:
         """Open what an earlier process left in `folder`; `start` looks at the registry."""
+        self.folder = folder
         self._cache = Cache(folder)
         self._index = folder / "catalog.json"
         self._made = time.monotonic()
