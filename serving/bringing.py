@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from metainit.errors import CheckpointError, DigestError, MetainitError, RegistryError
 from serving.cache import Cache, Entry, NotReady
 from serving.catalog import Catalog, Facts, Registry
+from serving.eviction import evict
 from serving.looking import asked
 
 LOGGER = logging.getLogger("metainit.serving")
@@ -36,11 +38,20 @@ class Bringer:
         cache: where verified copies are kept.
         counts: what is done is counted there.
         retry: seconds until a damaged version is tried again.
+        spared: gives the SHA-256 of what has to stay where the disk is full.
     """
 
-    def __init__(self, registry: Registry, cache: Cache, counts: Counts, retry: float) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        cache: Cache,
+        counts: Counts,
+        retry: float,
+        spared: Callable[[], Collection[str]],
+    ) -> None:
         """Have nothing at hand yet."""
         self._registry, self._cache, self._counts, self._retry = registry, cache, counts, retry
+        self._spared, self._evicting = spared, threading.Lock()
         self.least_free_bytes = 0
         self._entries: dict[str, Entry] = {}
         self._refused: dict[str, tuple[float, MetainitError]] = {}
@@ -109,12 +120,16 @@ class Bringer:
         return entry
 
     def _require_room(self, facts: Facts) -> None:
-        """Raise unless a version leaves as much of the disk free as has to stay: a full one stops all writes.
+        """Make a version leave as much of the disk free as has to stay: a full one stops all writes.
 
         Raises:
-            NotReady: it does not.
+            NotReady: it does not, whatever goes that no alias means.
         """
         free = self._cache.free_bytes()
+        if free is not None and (short := self.least_free_bytes + facts.size - free) > 0:
+            with self._evicting:
+                evict(self._cache.folder, {*self._spared(), facts.sha256}, short)
+            free = self._cache.free_bytes()
         if free is not None and free - facts.size < self.least_free_bytes:
             raise NotReady(
                 f"cannot bring {facts.reference} into {self._cache.folder}: it has {facts.size} bytes, and "

@@ -17,7 +17,7 @@ from pathlib import Path
 from metainit.checkpoint import write_atomically
 from metainit.errors import CheckpointError, MetainitError
 from metainit.references import Reference
-from serving.bringing import Bringer, Counts
+from serving.bringing import Bringer, Counts, wanted
 from serving.cache import Cache, Entry, NotReady
 from serving.catalog import Catalog, Facts, Missing, Registry
 from serving.looking import Gathering, Look, listing
@@ -83,7 +83,7 @@ class Store:
         self._catalog = self._newest = self._remembered()
         self._status = Status()
         self.counts = Counts()
-        self._bringer = Bringer(registry, self._cache, self.counts, retry)
+        self._bringer = Bringer(registry, self._cache, self.counts, retry, self._spared)
         self._bringer.open(self._catalog)
         self._refreshing, self._settling = threading.Lock(), threading.Lock()
         self._stopping, self._changed, self._tried = threading.Event(), threading.Event(), threading.Event()
@@ -269,6 +269,11 @@ class Store:
             if settled != self._catalog:
                 self._remember(settled)
             self._catalog = settled
+
+    def _spared(self) -> set[str]:
+        """Return the SHA-256 of all that is served by name, now or once it is at hand."""
+        catalogs = (self._catalog, self._newest)
+        return {facts.sha256 for catalog in catalogs for facts in wanted(catalog)}
 
     def _follow(self) -> None:
         while not self._stopping.is_set():

@@ -13,6 +13,7 @@ import pytest
 from metainit.errors import CheckpointError
 from metainit.references import Reference
 from metainit.transfer import file_sha256
+from serving.cache import Cache
 from serving.catalog import Missing
 from serving.store import NotReady, Store
 from tests.serving.shelf import Shelf, Version
@@ -230,6 +231,54 @@ def test_what_would_fill_the_disk_is_not_brought(store: Store, shelf: Shelf) -> 
     assert version(store, "ct/1") == 1, "what is at hand is served"
     store.keep_free(0)
     assert version(store, "ct/2") == 2
+
+
+def blobs(store: Store) -> set[str]:
+    return {path.stem for path in (store.folder / "blobs").iterdir()}
+
+
+def test_versions_that_no_alias_means_make_room(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = [shelf.add("big", seed, elements=2500) for seed in range(5)]
+    shelf.point("big", "champion", 5)
+    store = Store(shelf, tmp_path / "store")
+    store.refresh()
+    capacity = 3.5 * shelf.files["big"][1].stat().st_size + sum(
+        path.stat().st_size for path in (store.folder / "blobs").iterdir()
+    )
+
+    def free_bytes(cache: Cache) -> int:
+        used = sum(path.stat().st_size for path in (cache.folder / "blobs").iterdir())
+        return int(capacity - used)
+
+    monkeypatch.setattr(Cache, "free_bytes", free_bytes)
+    for number in (1, 2, 3):
+        assert version(store, f"big/{number}") == number
+        time.sleep(0.02)
+    before = blobs(store)
+    content = shelf.files["big"][1].read_bytes()
+    with store.get(Reference.parse("big/1")).blob.open("rb") as transfer:
+        assert version(store, "big/4") == 4
+        assert before - blobs(store) == {digests[0]}, "the longest unread, and no more than has to"
+        assert not (store.folder / "versions" / "big" / "1").exists()
+        assert transfer.read() == content, "a transfer under way is not cut"
+    assert version(store, "big/5") == 5 and version(store, "faces") == 1, "what aliases mean stays"
+    assert version(store, "big/1") == 1, "it comes again when it is asked for"
+    assert store.get(Reference.parse("big/1")).blob.read_bytes() == content
+
+
+def test_nothing_goes_where_that_makes_too_little_room(
+    store: Store, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.refresh()
+    shelf.add("ct", 3, "champion")
+    version(store, "ct/1")
+    before = blobs(store)
+    monkeypatch.setattr(Cache, "free_bytes", lambda cache: 0)
+    store.keep_free(1 << 20)
+    store.refresh()
+    assert blobs(store) == before and version(store, "ct") == 1
 
 
 def test_a_new_name_is_found_without_waiting_for_the_next_look(
