@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from serving.cache import NotReady
 from serving.problems import RangeNotSatisfiable
 from serving.ranges import Unsatisfiable, matches, parse_range, range_holds
 from serving.seen import NOTE, Seen
@@ -60,7 +61,8 @@ class FileSlice(Response):
             await send(start)
             await send({"type": "http.response.body", "body": b""})
             return
-        handle = os.open(self.path, os.O_RDONLY)
+        with _dropped_is_told(self.path):
+            handle = os.open(self.path, os.O_RDONLY)
         left: asyncio.Task[None] | None = None
         try:
             at, chunks = self.start, 0
@@ -85,6 +87,15 @@ class FileSlice(Response):
             if left is not None:
                 left.cancel()
             os.close(handle)
+
+
+@contextmanager
+def _dropped_is_told(path: Path) -> Iterator[None]:
+    """Make an answer that can be asked for again of a file that made room a moment ago."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotReady(f"{path.name} has just made room for another version; ask again") from error
 
 
 async def _gone(receive: Receive) -> None:
@@ -124,12 +135,14 @@ def answer_file(
 
     Raises:
         RangeNotSatisfiable: the range lies outside the file (416).
+        NotReady: the file was dropped since it was found (503).
     """
     asked = Headers(scope=request.scope)
     common = {"etag": f'"{sha256}"', "accept-ranges": "bytes", **headers}
     if matches(asked.get("if-none-match"), sha256):
         return Response(status_code=304, headers=common)
-    size = path.stat().st_size
+    with _dropped_is_told(path):
+        size = path.stat().st_size
     ranged = (
         asked.get("range") if request.method == "GET" and range_holds(asked.get("if-range"), sha256) else None
     )

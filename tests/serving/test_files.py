@@ -66,6 +66,36 @@ def test_a_disk_that_fails_at_once_is_told(http: httpx.Client, monkeypatch: pyte
     assert answer.status_code == 500 and answer.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize("call", ["stat", "open"])
+def test_a_file_that_made_room_a_moment_ago_can_be_asked_for_again(
+    http: httpx.Client, content: bytes, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    real, dropped = (Path.stat, os.open), False
+
+    def stat(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        nonlocal dropped
+        if call == "stat" and path.suffix == ".safetensors" and "blobs" in path.parts:
+            dropped = True
+            raise FileNotFoundError(path)
+        return real[0](path, follow_symlinks=follow_symlinks)
+
+    def opened(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        nonlocal dropped
+        if call == "open" and "blobs" in Path(path).parts:
+            dropped = True
+            raise FileNotFoundError(path)
+        return real[1](path, flags, *more, **named)
+
+    assert http.get(WEIGHTS).content == content
+    monkeypatch.setattr(files.Path, "stat", stat)
+    monkeypatch.setattr(files.os, "open", opened)
+    answer = http.get(WEIGHTS)
+    assert dropped and answer.status_code == 503 and answer.headers["retry-after"]
+    assert answer.json()["type"].endswith("not-ready") and "ask again" in answer.json()["detail"]
+    monkeypatch.undo()
+    assert http.get(WEIGHTS).content == content
+
+
 @pytest.mark.parametrize("leaves", [True, False])
 def test_a_client_that_leaves_ends_the_reading_and_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
