@@ -22,6 +22,7 @@ from metainit.fill import fill, fill_parameters, refuse_meta
 from metainit.initializers import INITIALIZERS, Context
 from metainit.meta.state import TaskLosses
 from metainit.networks import function_of
+from metainit.observed import observed
 
 EVIDENCE_FILE = "evidence.json"
 REMOTE_KINDS = "metainit.remotes"
@@ -51,7 +52,7 @@ class Initialization(Protocol):
         seed: int | None = None,
         example_inputs: Tensor | None = None,
         condition: Any = None,
-        observation: Tensor | None = None,
+        observation: Any = None,
     ) -> nn.Module:
         """Fill the network in place and return it."""
         ...
@@ -83,7 +84,7 @@ class Analytic:
         seed: int | None = None,
         example_inputs: Tensor | None = None,
         condition: Any = None,
-        observation: Tensor | None = None,
+        observation: Any = None,
     ) -> nn.Module:
         """Fill the network in place; without a seed it is drawn from torch's global random state.
 
@@ -91,18 +92,20 @@ class Analytic:
             MismatchError: the rule does not cover the network, or needs an argument, or the network has no
                 storage; nothing is changed.
             SourceError: a condition is given, which no analytic rule takes.
+            ConditionError: the observation is none of numbers.
         """
         _refuse_condition(condition, self.card.name)
+        seen = observed(observation)
         refuse_meta(network.state_dict())
         drawn = int(torch.randint(2**62, ())) if seed is None else seed
         generator = torch.Generator().manual_seed(drawn)
         if all(value.device.type == "cpu" for value in network.state_dict().values()):
-            self._rule(network, Context(generator, example_inputs, observation))
+            self._rule(network, Context(generator, example_inputs, seen))
             return network
         # Drawn on the CPU whatever the device: a generator belongs to one device, and the same seed has to
         # give the same weights on every one.
         copied = copy.deepcopy(network).to("cpu")
-        inputs, signals = (t if t is None else t.cpu() for t in (example_inputs, observation))
+        inputs, signals = (t if t is None else t.cpu() for t in (example_inputs, seen))
         self._rule(copied, Context(generator, inputs, signals))
         return fill(network, copied.state_dict(), f"start {self.card.name!r}")
 
@@ -132,7 +135,7 @@ class Prior:
         seed: int | None = None,
         example_inputs: Tensor | None = None,
         condition: Any = None,
-        observation: Tensor | None = None,
+        observation: Any = None,
     ) -> nn.Module:
         """Fill the network in place; the same weights whatever the seed.
 

@@ -32,11 +32,12 @@ class Retry:
     All requests of a call share these: `attempts` - 1 failures are borne, of whichever they are. The wait
     doubles from `first_wait`; a server that asks for more with Retry-After gets it up to `longest_wait`, and
     one that asks for more than `total` is not asked again. No try begins later than `total` seconds after
-    the first failure. A download that moved on by a megabyte counts anew.
+    the first failure; the last wait is cut to that, if the server asked for no more. A download that moved
+    on by a megabyte counts anew.
     """
 
     attempts: int = 4
-    first_wait: float = 1.0
+    first_wait: float = 1.4
     longest_wait: float = 10.0
     total: float = 10.0
 
@@ -87,8 +88,9 @@ class Patience:
         now = time.monotonic()
         self._first = now if self._failures == 0 else self._first
         self._failures += 1
-        seconds = self._retry.wait(self._failures, error.asked)
-        late = now - self._first + seconds > self._retry.total or (error.asked or 0.0) > self._retry.total
+        left = self._retry.total - (now - self._first)
+        seconds = min(self._retry.wait(self._failures, error.asked), left)
+        late = left <= 0 or (error.asked or 0.0) > left
         if self._failures >= self._retry.attempts or late:
             tries = f"{self._failures} {'try' if self._failures == 1 else 'tries'}"
             wish = f" (it asks to wait {error.asked:g} s)" if late and error.asked else ""

@@ -28,7 +28,7 @@ LAST_GOOD = "last-good.safetensors"
 RECIPE = "recipe.yaml"
 SCRATCH = "resume"
 KEPT_STATES = 2
-STATE_KIND = "training-state"
+STATE_KIND, STATE_PREFIX = "training-state", "step-"
 _log = logging.getLogger(__name__)
 
 
@@ -92,7 +92,7 @@ class RunFolder:
             method=Method(name=self.recipe.method),
             provenance=self.provenance(code_version),
         )
-        files.save(self.scratch / f"step-{step:010d}.safetensors", tensors, card)
+        files.save(self.scratch / f"{STATE_PREFIX}{step:010d}.safetensors", tensors, card)
         for old in self._states()[KEPT_STATES:]:
             old.unlink(missing_ok=True)
 
@@ -102,12 +102,18 @@ class RunFolder:
             return file.read_bytes()
         return None
 
+    def saved_step(self) -> int | None:
+        """Return the step of the newest state that is not damaged, or None."""
+        for file, _ in self._sound_states():
+            return int(file.stem.removeprefix(STATE_PREFIX))
+        return None
+
     def clean(self) -> None:
         """Remove what is needed only until the run has finished."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _states(self) -> list[Path]:
-        return sorted(self.scratch.glob("step-*.safetensors"), reverse=True)
+        return sorted(self.scratch.glob(f"{STATE_PREFIX}*.safetensors"), reverse=True)
 
     def _sound_states(self) -> Iterator[tuple[Path, files.Checkpoint]]:
         for file in self._states():

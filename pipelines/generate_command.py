@@ -137,7 +137,9 @@ def _saved(path: Path, stored: Checkpoint) -> dict[str, Any]:
 def _in_words(answer: dict[str, Any]) -> str:
     files = answer["files"]
     refused = sum(one["refused_copies"] for one in files)
-    lines = [f"{answer['generator']}: {len(files)} starts"]
+    lines = [f"{answer['generator']}: {len(files)} {'start' if len(files) == 1 else 'starts'}"]
+    if answer["what"] == "mean" and len(files) > 1:
+        lines.append("all of them are the same: the mean does not depend on the seed")
     if refused:
         lines.append(f"{refused} copies of zoo members were refused and drawn again")
     first = files[0]["path"]
@@ -157,6 +159,10 @@ def _observed(path: Path, shape: Sequence[int]) -> Tensor:
     from metainit.domains.images import centre_cropped, read_image, resized, with_channels
     from metainit.errors import DataError
 
+    if not shape:
+        raise DataError(f"{path}: this generator takes no observation: leave --observation out")
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file: name an image, or an npy file of values in [0, 1]")
     if path.suffix == ".npy":
         try:
             values = np.load(path, allow_pickle=False)
@@ -165,13 +171,10 @@ def _observed(path: Path, shape: Sequence[int]) -> Tensor:
         return torch.from_numpy(values).float()
     if len(shape) != 3:
         raise DataError(
-            f"{path}: this generator takes no image but {_sizes(shape)}: give an array in an npy file"
+            f"{path}: this generator takes no image but an observation of the shape "
+            f"{' x '.join(map(str, shape))}: give an array in an npy file"
         )
     channels, height, width = shape
     pixels = with_channels(read_image(path).pixels, channels, str(path))
     fitted = resized(centre_cropped(pixels, height, width), height, width)
     return torch.from_numpy(fitted).movedim(-1, 0)
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return f"an observation of the shape {' x '.join(map(str, shape))}" if shape else "no observation"

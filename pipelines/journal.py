@@ -74,7 +74,8 @@ class Reader:
     def __init__(self, path: Path) -> None:
         """Begin at the start of `path`, which need not exist yet."""
         self.path = path
-        self._offset = 0
+        self.read = 0
+        """How many bytes of it were read, up to the line that was given last."""
         self._last: dict[str, int] = {}
 
     def news(self) -> Iterator[dict[str, Any]]:
@@ -82,11 +83,11 @@ class Reader:
         if not self.path.is_file():
             return
         with self.path.open("rb") as stream:
-            stream.seek(self._offset)
+            stream.seek(self.read)
             for line in stream:
                 if not line.endswith(b"\n"):
                     return
-                self._offset += len(line)
+                self.read += len(line)
                 try:
                     value = json.loads(line)
                 except ValueError:

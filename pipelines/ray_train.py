@@ -96,12 +96,15 @@ def run_on_ray(
     opener = open_sink or (lambda: open_run(recipe, path))
     if run.finished():
         return Outcome(run.checkpoint, {}, opener(), prepared, trained=False)
+    say = note or (lambda text: None)
+    if (step := run.saved_step()) is not None:
+        say(f"going on after step {step}, where {path} was saved last")
     with ThreadPoolExecutor(1) as aside:
         opening: Future[Sink] = aside.submit(opener)
         try:
             with ray_cluster():
                 sink = opening.result()
-                metrics = _fit(recipe, run, sink, progress, note or (lambda text: None))
+                metrics = _fit(recipe, run, sink, progress, say)
         except BaseException:
             # Also where Ray itself does not start. What ended the run is what its user has to hear.
             with suppress(MetainitError):
@@ -184,6 +187,8 @@ def _fit(
                 f"training failed on Ray {MAX_FAILURES + 1} times: {_reason(error)}; what was saved is kept "
                 f"in {run.path}, and the same command goes on from there"
             ) from error
+        except SystemExit as error:  # how Ray's own handler of Ctrl-C ends the driver
+            raise KeyboardInterrupt from error
     return _answer(value, run)
 
 
@@ -240,10 +245,15 @@ def _shared(file: Path, mark: str) -> bool:
 
 
 class _Follower:
-    """Follows a journal on a thread of its own while the block runs."""
+    """Follows a journal on a thread of its own while the block runs.
+
+    Metrics that an earlier run has left there are sent on, in case it was ended before it could; how far it
+    was then is not shown as how far this one is.
+    """
 
     def __init__(self, path: Path, sink: Sink, progress: Progress | None) -> None:
         self._reader, self._sink, self._progress = Reader(path), sink, progress
+        self._earlier = path.stat().st_size if path.is_file() else 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="journal", daemon=True)
 
@@ -263,7 +273,7 @@ class _Follower:
         for line in self._reader.news():
             if "metrics" in line:
                 self._reader.forward(line, self._sink)
-            elif "progress" in line and self._progress is not None:
+            elif "progress" in line and self._progress is not None and self._reader.read > self._earlier:
                 self._progress(*line["progress"])
 
 

@@ -15,6 +15,7 @@ from metainit.errors import DivergenceError, MetainitError
 from pipelines.families import Prepared, family_of
 from pipelines.folder import RunFolder, read_state
 from pipelines.learner import Learner, added_up, code_version
+from pipelines.pace import Pace
 from pipelines.preparation import prepare
 from pipelines.recipe import Recipe
 from pipelines.tracking import Sink
@@ -83,6 +84,7 @@ class _Run:
         self.sink, self.world, self.progress = sink, world, progress
         self.learner = self._new_learner()
         self.metrics: dict[str, float] = {}
+        self.pace = Pace()
         self.failure: MetainitError | None = None
 
     @property
@@ -99,6 +101,7 @@ class _Run:
         with learner.working():
             while learner.step < learner.steps:
                 self._step()
+                self.pace.done(learner.step)
                 if learner.step == done_before + 1:
                     began = time.monotonic()  # the first step warms caches up, and is no measure
                 if self.first:
@@ -157,7 +160,7 @@ class _Run:
             news["seconds_per_step"] = seconds
         self.sink.log_metrics(news, step)
         if self.progress is not None:
-            self.progress(step, steps, news["loss"], seconds * (steps - step))
+            self.progress(step, steps, news["loss"], self.pace.left(steps))
 
     def _save(self) -> None:
         state = self.learner.state() | {"loss": torch.tensor(self.metrics["loss"], dtype=torch.float64)}

@@ -50,7 +50,7 @@ def train(
 
     chosen = load_or_refuse(recipe, settings).pinned()
     folder = (out or default_folder(chosen)).absolute()
-    with display() as shown:
+    with going_on(folder), display() as shown:
         shown.note(f"{chosen.name} -> {folder}; reading the data and starting Ray")
         outcome = run_on_ray(chosen, folder, progress=shown.progress, note=shown.note)
         assert isinstance(outcome.sink, MlflowSink)
@@ -192,7 +192,7 @@ class Display:
 
     def fits(self, done: int, total: int, seconds_left: float) -> None:
         """Show how many of all fits there are."""
-        self._show(done, total, f"{done:,} of {total:,} fits, {duration(seconds_left)} left")
+        self._show(done, total, f"{done:,} of {total:,} fits{_left(seconds_left)}")
 
     def note(self, text: str) -> None:
         """Say what is going on."""
@@ -203,8 +203,7 @@ class Display:
 
     def progress(self, step: int, steps: int, loss: float, seconds_left: float) -> None:
         """Show how far training is."""
-        left = f", {duration(seconds_left)} left" if math.isfinite(seconds_left) else ""
-        self._show(step, steps, f"step {step} of {steps}, loss {loss:.4g}{left}")
+        self._show(step, steps, f"step {step} of {steps}, loss {loss:.4g}{_left(seconds_left)}")
 
     def _show(self, done: int, total: int, text: str) -> None:
         if self._update is not None:
@@ -212,6 +211,16 @@ class Display:
         elif done == total or time.monotonic() > self._printed + LINE_SECONDS:
             self._printed = time.monotonic()
             typer.echo(text, err=True)
+
+
+@contextmanager
+def going_on(folder: Path) -> Iterator[None]:
+    """Say on Ctrl-C that nothing saved is lost; the exit status is then that of what Ctrl-C has ended."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted: the same command goes on from what is saved in {folder}", err=True)
+        raise
 
 
 @contextmanager
@@ -228,6 +237,10 @@ def display() -> Iterator[Display]:
     with Progress(*columns, console=console, transient=True) as bar:
         line = bar.add_task("", total=None)
         yield Display(lambda **changes: bar.update(line, **changes))
+
+
+def _left(seconds: float) -> str:
+    return f", {duration(seconds)} left" if math.isfinite(seconds) else ""
 
 
 def duration(seconds: float) -> str:

@@ -49,7 +49,9 @@ _UNAVAILABLE = (
 def _write_unavailable(folder: Path) -> None:
     """Write what the proxy says where no replica answers, and how its configuration comes to say it.
 
-    Ray makes a 500 of that, and a 404 while there is no replica yet. Both pass: clients are to try again.
+    Ray makes a 500 of that, and a 404 while there is no replica yet: its own proxy, which stands in for
+    replicas that start or end, knows no routes then. All of it passes: clients are to try again. The
+    endpoint's own 404 is a problem in JSON.
     """
     answer = folder / "unavailable.http"
     answer.write_bytes(_UNAVAILABLE.encode())
@@ -57,6 +59,9 @@ def _write_unavailable(folder: Path) -> None:
     edits.write_text(
         rf"s#errorfile \(50[234]\) .*#errorfile \1 {answer}#" + "\n"
         f"s#return status 404 content-type text/plain lf-string .*#return status 503 errorfile {answer}#\n"
+        "/^frontend http_frontend$/{N;/http-response return/!"
+        rf"s#\n#\n    http-response return status 503 errorfile {answer} "
+        r"if { status 404 } { res.hdr(content-type) -m beg text/plain }\n#;}" + "\n"
     )
     for path in (answer, edits):
         path.chmod(stat.S_IRUSR | stat.S_IWUSR)

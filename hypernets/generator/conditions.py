@@ -103,7 +103,10 @@ def conditions_of(
     given = {"class": classes, "text": texts or None, "observation": observations}
     known = described(config)
     if alien := sorted(kind for kind, value in given.items() if value is not None and kind not in known):
-        raise ConditionError(f"no {' or '.join(alien)}: {takes(config)}")
+        raise ConditionError(
+            f"no {' or '.join(alien)} can be given: {takes(config)}. Leave it out, or train a generator that "
+            "is told it (told.kinds)"
+        )
     values: dict[str, Tensor] = {}
     if "class" in known:
         chosen = torch.zeros(count, dtype=torch.int64) if classes is None else classes.cpu().long()
@@ -147,7 +150,9 @@ def described(config: ConditionConfig) -> dict[str, str]:
         >>> described(ConditionConfig(classes=2, class_names=('cat', 'dog')))
         {'class': '0 to 1, or cat, dog'}
     """
-    names = f", or {', '.join(config.class_names)}" if config.class_names else ""
+    numbers = tuple(map(str, range(config.classes)))
+    named = bool(config.class_names) and config.class_names != numbers
+    names = f", or {', '.join(config.class_names)}" if named else ""
     shape = " x ".join(map(str, config.observation))
     found = {
         "class": f"0 to {config.classes - 1}{names}" if config.classes else "",

@@ -21,6 +21,7 @@ class ConditionConfig(Record):
     side to which the last two axes are averaged before that, 0 for as they are. `observation_mean` and
     `observation_deviation`: of each channel (the third axis from the end), where the zoo's domain
     standardizes what is seen in [0, 1]; `hypernets.generator.conditions.standardized` does the same.
+    `observation_range`: the smallest and the largest number that the zoo's tasks showed, before that.
 
     Example:
         >>> ConditionConfig(classes=10, observation=(1, 28, 28), thumbnail=4).encoder
@@ -35,6 +36,7 @@ class ConditionConfig(Record):
     thumbnail: int = Field(default=0, ge=0, le=256)
     observation_mean: tuple[float, ...] = ()
     observation_deviation: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    observation_range: tuple[float, float] | None = None
 
     @model_validator(mode="after")
     def _shapes_and_names(self) -> ConditionConfig:

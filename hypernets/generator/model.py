@@ -28,6 +28,7 @@ from metainit.domains.seeding import seed_of
 from metainit.errors import CopyError, DivergenceError, MismatchError, RecipeError
 
 What = Literal["sample", "mean", "one_step"]
+LARGEST_GUIDANCE = 100.0
 ATTEMPTS = 16
 """How often a sample that is a copy is drawn again."""
 SHOWN = 3
@@ -224,6 +225,8 @@ class Generator(nn.Module):
             )
         if what != "sample" and guidance != 1.0:
             raise RecipeError(f"guidance {guidance:g} is for what='sample', not for {what!r}: leave it out")
+        if not 0 <= guidance <= LARGEST_GUIDANCE:
+            raise RecipeError(f"guidance: expected 0 to {LARGEST_GUIDANCE:g}, got {guidance:g}")
 
     def _many(
         self, noise: Tensor, conditions: Conditions, steps: int, guidance: float, sampler: Sampler | None

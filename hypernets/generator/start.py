@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from hypernets.generator.checkpoints import description_of, drawn_checkpoint, read_generator
 from hypernets.generator.conditions import Conditions, conditions_of, standardized, takes
+from hypernets.generator.config import ConditionConfig
 from hypernets.generator.drawing import Row, draw
 from hypernets.generator.model import What
 from hypernets.generator.sampling import Sampler
@@ -21,11 +23,14 @@ from metainit.checkpoint import Checkpoint
 from metainit.errors import ConditionError, SourceError, suggestion
 from metainit.fill import check_fits, fill
 from metainit.initialization import run_stored
+from metainit.observed import observed
 
 Condition = int | str | None
 """A class by number or by name, or a text; None where nothing is said."""
 LARGEST_COUNT = 65_536
 LONGEST_TEXT = 10_000
+SLACK = 0.5
+"""How far beyond the range of what was learned from an observation may lie, in widths of that range."""
 LONGEST_NUMBER = 18
 """Digits of the number of a class."""
 
@@ -70,7 +75,7 @@ class Generated:
         seed: int | None = None,
         example_inputs: Tensor | None = None,
         condition: Condition = None,
-        observation: Tensor | None = None,
+        observation: Any = None,
         what: What | None = None,
         steps: int = 20,
         guidance: float = 1.0,
@@ -83,7 +88,8 @@ class Generated:
             seed: of the draw; drawn itself where it is None.
             example_inputs: not needed.
             condition: a class, a class name or a text, of what the generator takes.
-            observation: of the task, without a batch axis; images and examples in [0, 1], as they are read.
+            observation: of the task, without a batch axis: a tensor, an array or nested lists; images and
+                examples in [0, 1], as they are read.
             what: ``sample``, ``one_step`` or ``mean`` (`Generator.sample`); what the card says where it is
                 None.
             steps: of the sampler.
@@ -117,7 +123,7 @@ class Generated:
         seed: int | None = None,
         *,
         condition: Condition = None,
-        observation: Tensor | None = None,
+        observation: Any = None,
         what: What | None = None,
         steps: int = 20,
         guidance: float = 1.0,
@@ -133,12 +139,15 @@ class Generated:
             CopyError: it gives copies of members alone.
             DivergenceError: a weight would not be finite.
             RecipeError: the generator has no such part.
-            SourceError: the count is not between 1 and `LARGEST_COUNT`.
+            SourceError: the count is not between 1 and `LARGEST_COUNT`, or the seed is negative.
         """
+        if seed is not None and seed < 0:
+            raise SourceError(f"seed: expected 0 or more, got {seed}")
         if not 1 <= count <= LARGEST_COUNT:
             raise SourceError(f"{count} starts were asked for, expected 1 to {LARGEST_COUNT}")
         first = int(torch.randint(2**62, ())) if seed is None else seed
-        wanted = [Wanted(first + number, condition, observation) for number in range(count)]
+        named, seen = as_condition(condition), observed(observation)
+        wanted = [Wanted(first + number, named, seen) for number in range(count)]
         return self.draw(wanted, what=what, steps=steps, guidance=guidance, sampler=sampler)
 
     def draw(
@@ -184,7 +193,7 @@ class Generated:
             for one, delta, refused in zip(wanted, drawn.deltas, drawn.refused, strict=True)
         ]
 
-    def conditions(self, condition: Condition = None, observation: Tensor | None = None) -> Conditions:
+    def conditions(self, condition: Condition = None, observation: Any = None) -> Conditions:
         """Return the conditions of one task.
 
         A name of a class is that class, and so is its number, also as a text; other texts are descriptions.
@@ -193,6 +202,7 @@ class Generated:
             ConditionError: the generator does not take it.
         """
         config = self.generator.config.conditions
+        condition, seen = as_condition(condition), observed(observation)
         if isinstance(condition, str) and len(condition) > LONGEST_TEXT:
             raise ConditionError(f"a condition has at most {LONGEST_TEXT} characters, got {len(condition)}")
         number: int | None = None
@@ -209,10 +219,6 @@ class Generated:
             else:
                 texts = (condition,)
         elif condition is not None:
-            if isinstance(condition, bool) or not isinstance(condition, int):
-                raise ConditionError(
-                    f"a condition is the number or name of a class, or a text, got {type(condition).__name__}"
-                )
             number = condition
         if number is not None and config.classes and not 0 <= number < config.classes:
             shown = number if abs(number) < 10**LONGEST_NUMBER else "of so large a number"
@@ -223,7 +229,7 @@ class Generated:
             # Where there are no classes, which one it would be does not matter.
             classes=None if number is None else torch.tensor([number if config.classes else 0]),
             texts=texts,
-            observations=None if observation is None else standardized(config, observation.unsqueeze(0)),
+            observations=None if seen is None else standardized(config, _in_range(config, seen)[None]),
         )
 
     def adapt(
@@ -240,6 +246,46 @@ class Generated:
             SourceError: neither the card nor the call has a routine.
         """
         return run_stored(self.checkpoint, network, task, routine, progress)
+
+
+def as_condition(value: Any) -> Condition:
+    """Return a condition as what generators take: any kind of integer is the number of a class.
+
+    Raises:
+        ConditionError: it is neither a class nor a text.
+
+    Example:
+        >>> as_condition(torch.tensor(3)), as_condition('ring')
+        (3, 'ring')
+    """
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError as error:
+        raise ConditionError(
+            f"a condition is the number or name of a class, or a text, got {type(value).__name__}"
+        ) from error
+
+
+def _in_range(config: ConditionConfig, seen: Tensor) -> Tensor:
+    """Return an observation whose numbers could be of the tasks that were learned from.
+
+    Raises:
+        ConditionError: they are far beyond those: a generator would answer with weights of no use.
+    """
+    if config.observation_range is None or not seen.numel() or not bool(torch.isfinite(seen).all()):
+        return seen
+    low, high = config.observation_range
+    least, most, slack = float(seen.min()), float(seen.max()), SLACK * (high - low)
+    if least < low - slack or most > high + slack:
+        raise ConditionError(
+            f"the observation has numbers from {least:g} to {most:g}, those that were learned from lay "
+            f"between {low:g} and {high:g}: scale it as they are (images and examples to [0, 1])"
+        )
+    return seen
 
 
 def _fingerprint(observation: Tensor) -> str:

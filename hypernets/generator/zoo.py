@@ -22,7 +22,7 @@ from hypernets.generator.culling import loss_limit, repeated_ids, repeated_weigh
 from hypernets.generator.flat import FlatLayout
 from hypernets.generator.generatability import Generatability
 from hypernets.generator.members import Members
-from hypernets.generator.shards import Belonging, Shard, read_shard, shard_file, write_shard
+from hypernets.generator.shards import FOLDER, Belonging, Shard, read_shard, shard_file, write_shard
 from metainit import checkpoint as files
 from metainit.bounded import read_object
 from metainit.card import AdaptationRoutine, DataSource, Record, Spec, canonical_json
@@ -260,7 +260,12 @@ def read_manifest(folder: Path) -> ZooManifest:
             f"{folder} holds no finished zoo ({MANIFEST} is missing): run `metainit zoo build` with --out "
             f"{folder}, which goes on where it was"
         )
-    value = read_object(file)
+    try:
+        value = read_object(file)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}: `metainit zoo build` with --out {folder} writes it anew, from shards that are sound"
+        ) from error
     if (version := value.get("schema_version")) != SCHEMA_VERSION:
         raise CheckpointError(
             f"{file} has schema version {version!r}; this metainit reads {SCHEMA_VERSION}: upgrade metainit"
@@ -289,10 +294,14 @@ def read_zoo(folder: str | Path) -> Zoo:
         )
     _require_shapes(path, base, manifest.belonging.layout)
     if damaged := damaged_shards(path, manifest):
+        gone = [name for name in damaged if not (path / FOLDER / name).is_file()]
+        changed = [name for name in damaged if name not in gone]
+        said = [f"missing: {', '.join(gone[:5])}"] if gone else []
+        said += [f"changed after they were written: {', '.join(changed[:5])}"] if changed else []
         raise DigestError(
-            f"{path}: {', '.join(damaged[:5])} of {len(manifest.shards)} shards missing or changed after "
-            "they were written; the others are sound. Delete these and run `metainit zoo build` with --out "
-            f"{path}: only what is missing is fitted again"
+            f"{path}: {len(damaged)} of {len(manifest.shards)} shards are damaged ({'; '.join(said)}); the "
+            f"others are sound. {'Delete those that were changed, and run' if changed else 'Run'} `metainit "
+            f"zoo build {manifest.recipe.get('name', 'RECIPE')} --out {path}`: only what is missing is fitted"
         )
     return Zoo(path, manifest, base)
 

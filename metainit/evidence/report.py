@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,13 @@ from metainit.evidence.scales import scale_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metainit.evidence.record import EvidenceRecord
+    from metainit.evidence.record import Curve, EvidenceRecord
 
-LEARNED = {"candidate": ("#c2410c", "o-"), "source": ("#7c3aed", "s--")}
-"""Colour and line of learned starts; controls take greys, so that they are told apart in print too."""
+CANDIDATE = ("#c2410c", "o")
+SOURCES = (("#7c3aed", "s"), ("#0369a1", "D"), ("#0f766e", "^"), ("#be185d", "v"), ("#4d7c0f", "P"))
+"""Colour and marker of learned starts; controls take greys, so that they are told apart in print too."""
+CONTROLS = (("0.15", "-"), ("0.30", "--"), ("0.45", "-."), ("0.25", ":"), ("0.55", "-"), ("0.60", "--"))
+"""Grey and line of the controls that are drawn: more lines than that nobody can tell apart."""
 UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 """Format -> what its metadata leave out: what differs from run to run."""
 
@@ -67,26 +71,32 @@ def _tasks(record: EvidenceRecord) -> str:
 
 
 def plot_curves(record: EvidenceRecord, path: Path) -> None:
-    """Write a plot of every curve with its interval."""
+    """Write a plot of the curves with their intervals: all learned starts, and the best of the controls."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    controls = [c for c in record.curves if c.role == "control"]
-    for index, curve in enumerate(controls):
-        shade = 0.25 + 0.5 * index / max(1, len(controls) - 1)
-        style = ("-", "--", ":", "-.")[index % 4]
-        axes.plot(
-            record.steps, curve.mean, style, color=(shade * 0.8, shade * 0.9, shade), label=curve.source
-        )
+    drawn, more = _shown_controls(record)
+    for curve, (grey, style) in zip(drawn, CONTROLS, strict=False):
+        axes.plot(record.steps, curve.mean, style, color=grey, label=curve.source)
         axes.fill_between(record.steps, curve.low, curve.high, color="0.6", alpha=0.12, linewidth=0)
-    for curve in record.curves:
-        if curve.role in LEARNED:
-            colour, style = LEARNED[curve.role]
-            axes.plot(record.steps, curve.mean, style, color=colour, linewidth=2, label=curve.source)
-            axes.fill_between(record.steps, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+    if more:
+        axes.plot([], [], " ", label=f"{more} more in the table")
+    sources = iter(cycle(SOURCES))
+    for curve in sorted(record.curves, key=lambda c: c.role):
+        if curve.role == "control":
+            continue
+        colour, marker = CANDIDATE if curve.role == "candidate" else next(sources)
+        style = "-" if curve.role == "candidate" else "--"
+        axes.plot(
+            record.steps, curve.mean, style, marker=marker, color=colour, linewidth=2, label=curve.source
+        )
+        axes.fill_between(record.steps, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
     if max(record.steps) > 50:
         axes.set_xscale("symlog", linthresh=1)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("adaptation steps")
     scale = scale_of(record.metric)
     axes.set_ylabel(scale.named(record.metric))
@@ -95,6 +105,14 @@ def plot_curves(record: EvidenceRecord, path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     _write(figure, path)
+
+
+def _shown_controls(record: EvidenceRecord) -> tuple[list[Curve], int]:
+    """Return the controls that are drawn, best first, and how many are not: the headline's is among them."""
+    controls = sorted((c for c in record.curves if c.role == "control"), key=lambda c: -sum(c.mean))
+    named = record.headline.control if record.headline is not None else ""
+    best = sorted(controls, key=lambda c: c.source != named)[: len(CONTROLS)]
+    return [c for c in controls if c in best], len(controls) - len(best)
 
 
 def plot_reconstructions(

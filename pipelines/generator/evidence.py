@@ -66,7 +66,7 @@ def illustrate(prepared: PreparedGenerator, checkpoint: Path, evidence: Evidence
     drawn = generator.sample(conditions, list(range(len(tasks)))).deltas
     members = prepared.members.deltas.to(prepared.device)
     nearest = members[torch.cdist(generator.standardized(drawn), generator.standardized(members)).argmin(1)]
-    starts = {"sample": drawn, "nearest member": nearest, "base": torch.zeros_like(drawn)}
+    starts = {"sample": drawn, "nearest member": nearest, "prior": torch.zeros_like(drawn)}
     if generator.mean is not None:
         starts["mean"] = generator.sample(conditions, [0] * len(tasks), "mean").deltas
     rows = {name: rendered(prepared.ground, deltas, tasks) for name, deltas in starts.items()}

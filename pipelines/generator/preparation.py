@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -135,7 +135,8 @@ def conditions_config(told: Told, members: Members, domain: Domain) -> Condition
     if CLASS in told.kinds:
         classes = max(len(names), int(members.conditions[CLASS].max()) + 1)
     seen = OBSERVATION in told.kinds
-    mean, deviation = domain.standardization if seen and isinstance(domain, Standardizing) else ((), ())
+    given = domain.standardization if seen and isinstance(domain, Standardizing) else ((), ())
+    mean, deviation = (tuple(map(float, part)) for part in given)
     return ConditionConfig(
         classes=classes,
         class_names=names if len(names) == classes else (),
@@ -143,9 +144,18 @@ def conditions_config(told: Told, members: Members, domain: Domain) -> Condition
         observation=tuple(members.conditions[OBSERVATION].shape[1:]) if seen else (),
         encoder=told.encoder,
         thumbnail=told.thumbnail if seen else 0,
-        observation_mean=tuple(map(float, mean)),
-        observation_deviation=tuple(map(float, deviation)),
+        observation_mean=mean,
+        observation_deviation=deviation,
+        observation_range=_range_of(members.conditions[OBSERVATION], mean, deviation) if seen else None,
     )
+
+
+def _range_of(seen: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> tuple[float, float]:
+    """Return the smallest and the largest number of observations, before they are standardized."""
+    if mean:
+        shift, scale = (torch.tensor(value)[:, None, None] for value in (mean, deviation))
+        seen = seen * scale + shift
+    return float(seen.min()), float(seen.max())
 
 
 def texts_of(conditions: Mapping[str, Tensor], domain: Domain) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from metainit.errors import CheckpointError, DataError, MetainitError
 from pipelines.families import Note
 from pipelines.folder import RECIPE
 from pipelines.learner import code_version
+from pipelines.pace import Pace
 from pipelines.zoo.fits import fit_shard, one_thread, tasks_of
 from pipelines.zoo.preparation import PreparedZoo, ShardPlan
 
@@ -289,13 +290,18 @@ def _run(
 ) -> None:
     """Have the missing shards fitted, and warn as soon as the first one says that it is in vain."""
     total = sum(plan.count for plan in plans)
+    tasks = sum(plan.count for plan in plans if plan.split == "train")
+    if tasks < prepared.recipe.members:
+        say(f"the data have {tasks:,} training tasks: that many fits, not {prepared.recipe.members:,}")
     done = total - sum(plan.count for plan in missing)
-    before, began, judged = done, time.monotonic(), False
+    if done:
+        say(f"{done:,} of {total:,} fits are there already")
+    pace, judged = Pace(), False
     for number in runner(prepared, folder, missing):
         done += plans[number].count
-        left = (time.monotonic() - began) / (done - before) * (total - done)
+        pace.done(done)
         if progress is not None:
-            progress(done, total, left)
+            progress(done, total, pace.left(total))
         if number == 0 and not judged and done < total:
             judged = True
             require_some(prepared, folder, plans[0], say)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.train_commands import AsJson, RecipeName, Settings, display, duration, load_or_refuse
+from pipelines.train_commands import (
+    AsJson,
+    RecipeName,
+    Settings,
+    display,
+    duration,
+    going_on,
+    load_or_refuse,
+)
 
 if TYPE_CHECKING:
     from hypernets.generator.zoo import Zoo
@@ -35,6 +43,7 @@ def build(
     as_json: AsJson = False,
 ) -> None:
     """Fit many tasks from one prior on Ray, and record the zoo; goes on where it was interrupted."""
+    from metainit.places import data_folder
     from pipelines.ray_train import open_run
     from pipelines.zoo.build import build_zoo
     from pipelines.zoo.on_ray import on_ray
@@ -47,11 +56,15 @@ def build(
     if not isinstance(chosen, ZooRecipe):
         raise typer.BadParameter(f"{chosen.name!r} is not the recipe of a zoo: use `metainit train {recipe}`")
     with display() as shown:
-        base = base_file(chosen, shown.note)
+        with going_on(data_folder()):
+            base = base_file(chosen, shown.note)
         prepared = prepare_zoo(chosen, base)
         folder = (out or default_folder(prepared)).absolute()
         shown.note(f"{chosen.name} -> {folder}; starting Ray")
-        built = build_zoo(prepared, base, folder, runner=on_ray, note=shown.note, progress=shown.fits)
+        with going_on(folder):
+            built = build_zoo(prepared, base, folder, runner=on_ray, note=shown.note, progress=shown.fits)
+        if not built.fitted:
+            shown.note("all fits were there already: nothing was fitted again")
         shown.note("recording")
         with open_run(chosen, folder) as sink:
             record_zoo(built, sink)

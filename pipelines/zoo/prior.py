@@ -47,7 +47,7 @@ def base_file(recipe: ZooRecipe, note: Note, train: Train | None = None) -> Path
     if not _versions(registry, source):
         places = [f"{key}={value}" for key, value in recipe.places.items() if key.startswith("domain.")]
         prior = load_recipe(source, places)
-        note(f"nothing is registered as {source!r}: training it first")
+        note(f"nothing is registered as {source!r}: training it first, and measuring it, which takes minutes")
         (train or train_prior)(prior, note)
     return cached(registry, registry.resolve(source))
 
@@ -63,7 +63,7 @@ def train_prior(recipe: Recipe, note: Note) -> None:
         if step % max(1, steps // 20) == 0:
             note(f"{recipe.name}: step {step} of {steps}, loss {loss:.4g}")
 
-    outcome = run_on_ray(recipe, default_folder(recipe), progress=progress)
+    outcome = run_on_ray(recipe, default_folder(recipe), progress=progress, note=note)
     assert isinstance(outcome.sink, MlflowSink)
     with outcome.sink as sink:
         after_training(outcome.prepared, outcome.checkpoint, sink, note=note)

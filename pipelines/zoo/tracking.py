@@ -99,7 +99,8 @@ def find_zoo(name: str | Path, uri: str | None = None) -> Path:
         RegistryError: no zoo has that name, the store cannot be reached, or what it has is damaged.
     """
     folder = Path(name).expanduser()
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST).is_file() or (folder / FOLDER).is_dir():
+        read_manifest(folder)  # says what to do where the build has not ended
         return folder
     connection = connect(uri)
     run, digest = _newest(connection, str(name))

@@ -222,8 +222,8 @@ def waits(retry: Retry, asked: list[float | None], tick: Callable[[], None] = la
 
 
 def test_four_tries_and_ten_seconds_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert waits(Retry(), [None] * 9) == [1.0, 2.0, 4.0]  # longer than a replica takes to start again
-    assert waits(Retry(), [3.0, 4.0, None, 5.0]) == [3.0, 4.0, 4.0]  # Retry-After is honoured
+    assert waits(Retry(), [None] * 9) == [1.4, 2.8, 5.6]  # longer than a proxy takes to start again
+    assert waits(Retry(), [3.0, 4.0, None, 5.0]) == [3.0, 4.0, 5.6]  # Retry-After is honoured
     assert waits(Retry(), [30.0] * 3) == []  # and not cut short: no try would be begun in time
     now = [0.0]
     monkeypatch.setattr("metainit.transfer.time.monotonic", lambda: now[0])
@@ -231,7 +231,8 @@ def test_four_tries_and_ten_seconds_in_all(monkeypatch: pytest.MonkeyPatch) -> N
     def tick() -> None:
         now[0] += 4.0
 
-    assert waits(Retry(attempts=100), [3.0] * 9, tick) == [3.0, 3.0]
+    assert waits(Retry(attempts=100), [3.0] * 9, tick) == [3.0, 3.0], "2 s are left, 3 are asked for"
+    assert waits(Retry(attempts=100), [None] * 9, tick) == [1.4, 2.8, 2.0], "the last wait is cut to the time"
 
 
 def test_another_call_begins_anew() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -143,6 +145,54 @@ def test_a_run_on_ray_is_the_plain_run(tmp_path: Path, home: Path) -> None:
     plain = train(recipe, tmp_path / "plain", sink=ListSink())
     assert outcome.checkpoint.read_bytes() == plain.checkpoint.read_bytes()
     assert outcome.metrics == plain.metrics
+
+
+@pytest.mark.ray
+def test_ctrl_c_says_how_it_goes_on(tmp_path: Path, home: Path) -> None:
+    settings = ["outer.steps=100000", "checkpoint_every=5"]
+    command = [sys.executable, "-m", "metainit.cli", "train", CT, "--out", str(tmp_path / "run")]
+    command += [part for setting in settings for part in ("--set", setting)]
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+        scratch = tmp_path / "run" / SCRATCH
+        until = time.monotonic() + 120
+        while not list(scratch.glob("step-*.safetensors")):
+            assert time.monotonic() < until and process.poll() is None, (tmp_path / "said").read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130, (tmp_path / "said").read_text()
+    assert "interrupted: the same command goes on" in (tmp_path / "said").read_text()
+    assert "Traceback" not in (tmp_path / "said").read_text()
+    recipe = load_recipe(CT, settings)
+    assert (RunFolder(tmp_path / "run", recipe, prepare(recipe).source).saved_step() or 0) >= 5
+
+
+@pytest.mark.ray
+def test_a_run_that_goes_on_says_where_and_shows_nothing_of_before(tmp_path: Path) -> None:
+    recipe = load_recipe(CT)
+    run = RunFolder(tmp_path, recipe, prepare(recipe).source)
+    assert run.saved_step() is None
+    train(recipe, tmp_path, sink=ListSink())
+    run.checkpoint.unlink()  # as if it had been killed in its last step
+    first = max(run.scratch.glob("step-*"))
+    first.rename(first.with_name("step-0000000009.part"))
+    began = run.saved_step()
+    assert began is not None and began < 12
+    journal = Journal(run.scratch / JOURNAL)
+    for step in range(1, 12):
+        journal.progress(step, 12, 1.0, 0.1)
+    journal.close()
+    seen: list[int] = []
+    notes: list[str] = []
+    run_on_ray(
+        recipe,
+        tmp_path,
+        progress=lambda step, *_: seen.append(step),
+        open_sink=ListSink,
+        note=notes.append,
+    )
+    assert seen == list(range(began + 1, 13))
+    assert any(f"after step {began}" in note for note in notes)
 
 
 @pytest.mark.ray

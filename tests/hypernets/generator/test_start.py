@@ -5,6 +5,7 @@ import resource
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -167,6 +168,10 @@ def test_parameters_that_are_not_generated_are_the_bases() -> None:
         ({"condition": -1}, "no class -1"),
         ({"condition": True}, "got bool"),
         ({"condition": 1.5}, "got float"),
+        ({"condition": [1, 2]}, "got list"),
+        ({"observation": "scan.npy"}, "got str: read what it names first"),
+        ({"observation": [[0.0], [0.0, 1.0]]}, "got list: "),
+        ({"observation": np.array([[None, 1]])}, "got ndarray"),
         ({"observation": torch.zeros(4, 2)}, r"shape \(4, 2\): .*of the shape 2 x 4"),
         ({"observation": torch.full((2, 4), torch.nan)}, "not finite"),
     ],
@@ -179,6 +184,35 @@ def test_a_condition_that_is_none_of_the_generators_is_refused(
     with pytest.raises(ConditionError, match=text):
         start.init_(network, seed=0, **arguments)  # type: ignore[arg-type]
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_a_condition_and_an_observation_come_as_their_user_has_them(start: Generated) -> None:
+    seen = torch.rand(2, 4)
+    expected = start.init_(build(SPEC), seed=0, condition=1, observation=seen).state_dict()
+    for condition in (np.int64(1), torch.tensor(1), "1", "square"):
+        for observation in (seen.numpy(), seen.double(), seen.tolist(), seen.numpy()[::-1][::-1]):
+            network = start.init_(build(SPEC), seed=0, condition=condition, observation=observation)
+            assert all(torch.equal(v, expected[k]) for k, v in network.state_dict().items())
+
+
+def test_numbers_far_beyond_those_that_were_learned_from_are_refused() -> None:
+    conditions = ConditionConfig(observation=(2, 4), observation_range=(0.0, 1.0))
+    learned = start_of(stored_of(build(SPEC), CONFIG.model_copy(update={"conditions": conditions})))
+    network = build(SPEC)
+    before = values(network)
+    for observation in (torch.rand(2, 4) * 255, torch.full((2, 4), -3.0)):
+        with pytest.raises(ConditionError, match=r"numbers from .* between 0 and 1: scale it"):
+            learned.init_(network, observation=observation)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    learned.init_(network, observation=torch.rand(2, 4) * 1.4)  # a little brighter than any that was seen
+
+
+def test_seeds_and_guidance_of_no_sense_are_refused(start: Generated) -> None:
+    with pytest.raises(SourceError, match="seed: expected 0 or more, got -1"):
+        start.init_(build(SPEC), seed=-1)
+    for guidance in (1e9, -1.0, float("nan")):
+        with pytest.raises(RecipeError, match="guidance: expected 0 to 100"):
+            start.init_(build(SPEC), seed=0, guidance=guidance, what="sample")
 
 
 def test_a_word_that_is_no_class_is_refused_where_there_are_no_texts() -> None:

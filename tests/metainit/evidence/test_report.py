@@ -94,6 +94,19 @@ def test_groups_are_as_many_as_tasks_or_none_at_all(evidence: Evidence) -> None:
         EvidenceRecord.model_validate({**value, "task_groups": ["a", "a", "b"]})
 
 
+def test_a_plot_shows_few_controls_the_headlines_among_them(evidence: Evidence, tmp_path: Path) -> None:
+    curves = [*evidence.record.curves, *(curve(f"control-{n}", 13.0 + n / 10) for n in range(8))]
+    extra = [curve(f"source-{n}", 15.0 + n).model_copy(update={"role": "source"}) for n in range(3)]
+    record = evidence.record.model_copy(update={"curves": [*curves, *extra]})
+    Evidence(record).plot(tmp_path / "curves.svg")
+    text = (tmp_path / "curves.svg").read_text()
+    for name in ("faces", "siren_scaled", "control-7", "control-3", "source-0", "source-2"):
+        assert f"<!-- {name} -->" in text, name
+    assert "<!-- 5 more in the table -->" in text
+    for name in ("siren", "kaiming", "control-0"):
+        assert f"<!-- {name} -->" not in text, name
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_a_plot_has_the_same_bytes_each_time(evidence: Evidence, suffix: str, tmp_path: Path) -> None:
     for folder in ("one", "two"):

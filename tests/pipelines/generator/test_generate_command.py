@@ -158,12 +158,12 @@ def test_an_observation_is_an_image_or_an_array(seeing: Path, tmp_path: Path) ->
 
 
 WRONG = [
-    (("--condition", "12"), 0, "no class 12: the generator takes class (0 to 9, or 0, 1"),
+    (("--condition", "12"), 0, "no class 12: the generator takes class (0 to 9)"),
     (("--condition", "tree"), 0, "knows no class 'tree'"),
     (("--what", "median"), 2, "expected sample, mean or one_step"),
     (("-n", "0"), 2, "Invalid value for '-n'"),
-    (("--observation", "digit.png"), 0, "this generator takes no image but no observation"),
-    (("--observation", "digit.npy"), 0, "no observation: the generator takes class"),
+    (("--observation", "digit.png"), 0, "this generator takes no observation: leave --observation out"),
+    (("--observation", "digit.npy"), 0, "this generator takes no observation"),
 ]
 
 
@@ -195,7 +195,7 @@ def test_what_cannot_be_read_and_what_generates_nothing_is_named(
         ("bad.npy", "cannot read"),
         ("objects.npy", "cannot read"),
         ("wide.npy", "no observation of the shape (1, 9, 9)"),
-        ("none.npy", "cannot read"),
+        ("none.npy", "there is no such file"),
     ):
         assert words in generate(seeing, tmp_path / "out", "--observation", tmp_path / name)
     assert "is a prior, which generates nothing" in generate(digits.prior, tmp_path / "out")
