@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -180,6 +181,27 @@ def best_routines(
         judge({s: [h for h in horizons if s in further[h]] for s in sorted(set().union(*further.values()))})
         extensions -= 1
     return {h: _constant(*max(final[h], key=lambda s: final[h][s]), h) for h in horizons}
+
+
+def sparingly(tell: Callable[[str], None], seconds: float = 10.0) -> Callable[[str], None]:
+    """Return what passes on at most one text in so many seconds, none of them at once.
+
+    Example:
+        >>> said = []
+        >>> tell = sparingly(said.append)
+        >>> tell('sgd 0.1')
+        >>> said
+        []
+    """
+    last = time.monotonic()
+
+    def now_and_then(text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            tell(text)
+
+    return now_and_then
 
 
 def _grid() -> list[Setting]:

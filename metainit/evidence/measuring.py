@@ -20,7 +20,7 @@ from metainit.domains.base import Domain, TaskBatch
 from metainit.errors import DataError, SourceError
 from metainit.evidence.controls.base import BUDGET, Setting
 from metainit.evidence.controls.registry import check_names, make_controls
-from metainit.evidence.curves import Start, bench, best_routines, curve_of, weights_of
+from metainit.evidence.curves import Start, bench, best_routines, curve_of, sparingly, weights_of
 from metainit.evidence.record import EvidenceRecord, Headline, Role, Series, record_of
 from metainit.evidence.scales import scale_of
 from metainit.evidence.statistics import Values
@@ -196,14 +196,16 @@ def measure(
     test = held_out(domain, "test", tasks)
     tuning = held_out(domain, "validation", tuning_tasks)
     note = progress or (lambda text: None)
+    tell = sparingly(note)
+    most = len(groups) + len(wanted)
     series: list[Series] = []
     kept: dict[str, Measured] = {}
     with bench(target, domain) as on:
 
         def curves_of(starts: Sequence[Start], role: Role) -> Series:
             first = starts[0]
-            note(f"measuring {first.name}")
-            tuned = {} if first.routine else best_routines(on, starts, tuning, steps, progress=note)
+            note(f"measuring {first.name} ({len(series) + 1} of at most {most})")
+            tuned = {} if first.routine else best_routines(on, starts, tuning, steps, progress=tell)
             kept[first.name] = Measured(first, tuned)
             routine = (
                 first.routine.model_dump(mode="json", exclude={"per_tensor"})

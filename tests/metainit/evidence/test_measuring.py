@@ -383,13 +383,19 @@ def test_reconstructions_are_what_was_measured(
         read.plot_reconstructions(tmp_path / "other.png", domain, task)
 
 
-def test_progress_names_what_is_measured(prior: Path, domain: ImageDomain) -> None:
+def test_progress_names_what_is_measured(
+    prior: Path, domain: ImageDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heard: list[str] = []
+    monkeypatch.setattr("metainit.evidence.measuring.sparingly", lambda tell: tell)
     measure(prior, domain, [0, 1], controls=FEW, seeds=1, tuning_tasks=2, progress=heard.append)
     said = [text for text in heard if text.startswith("measuring")]
     assert said == [
-        "measuring blobs-0", "measuring blobs-0, 1 of 1", "measuring kaiming", "measuring kaiming, 1 of 1"
-    ]  # fmt: skip
+        "measuring blobs-0 (1 of at most 2)",
+        "measuring blobs-0, 1 of 1",
+        "measuring kaiming (2 of at most 2)",
+        "measuring kaiming, 1 of 1",
+    ]
     searched = {text.split(" ")[1] for text in heard if text.startswith("kaiming: ")}
     assert searched == {"sgd", "adam"} and len(said) < len(heard)
 
