@@ -5,9 +5,11 @@ Letters: `B` tasks, `E` the width of the embedding.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 from hypernets.generator.config import ConditionConfig
 from hypernets.generator.text import text_encoder
 from metainit.errors import ConditionError
+
+Condition = int | str | None
+"""A class by number or by name, or a text; None where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,28 @@ def standardized(config: ConditionConfig, observations: Tensor) -> Tensor:
         for value in (config.observation_mean, config.observation_deviation)
     )
     return (observations.float() - mean) / deviation
+
+
+def as_condition(value: Any) -> Condition:
+    """Return a condition as what generators take: any kind of integer is the number of a class.
+
+    Raises:
+        ConditionError: it is neither a class nor a text.
+
+    Example:
+        >>> as_condition(torch.tensor(3)), as_condition('ring')
+        (3, 'ring')
+    """
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError as error:
+        raise ConditionError(
+            f"a condition is the number or name of a class, or a text, got {type(value).__name__}"
+        ) from error
 
 
 def described(config: ConditionConfig) -> dict[str, str]:

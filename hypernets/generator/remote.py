@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hypernets.generator.checkpoints import description_of
+from hypernets.generator.conditions import Condition, as_condition
 from hypernets.generator.model import What
 from metainit import checkpoint as files
 from metainit.adaptation import Progress, Task
@@ -19,11 +20,11 @@ from metainit.checkpoint import Checkpoint
 from metainit.client import Client
 from metainit.fill import fill
 from metainit.initialization import run_stored
+from metainit.observed import observed
 from metainit.references import parse_url
 
 SEEDS = 2**53
 """Seeds are drawn below: every JSON reader has these integers."""
-Condition = int | str | None
 
 
 class RemoteGenerated:
@@ -61,7 +62,7 @@ class RemoteGenerated:
         seed: int | None = None,
         example_inputs: Tensor | None = None,
         condition: Condition = None,
-        observation: Tensor | None = None,
+        observation: Any = None,
         what: What | None = None,
     ) -> nn.Module:
         """Fill the network in place with a start of its own and return it.
@@ -79,17 +80,22 @@ class RemoteGenerated:
         seed: int | None = None,
         *,
         condition: Condition = None,
-        observation: Tensor | None = None,
+        observation: Any = None,
         what: What | None = None,
     ) -> list[Checkpoint]:
         """Return starts under one condition, each a checkpoint of kind ``weights``, as `Generated` does.
 
         Raises:
+            ConditionError: the condition or the observation is none.
             EndpointError: the endpoint cannot be reached, or has no such starts.
             CheckpointError: what it serves is no checkpoint.
         """
         first = int(torch.randint(SEEDS, ())) if seed is None else seed
-        told: dict[str, Any] = {"condition": condition, "observation": observation, "what": what}
+        told: dict[str, Any] = {
+            "condition": as_condition(condition),
+            "observation": observed(observation),
+            "what": what,
+        }
         with self._connect() as client:
             drawn = [files.load(p) for p in client.generated(self._reference, count, seed=first, **told)]
         self._drawn = drawn[-1]

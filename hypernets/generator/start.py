@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from hypernets.generator.checkpoints import description_of, drawn_checkpoint, read_generator
-from hypernets.generator.conditions import Conditions, conditions_of, standardized, takes
+from hypernets.generator.conditions import (
+    Condition,
+    Conditions,
+    as_condition,
+    conditions_of,
+    standardized,
+    takes,
+)
 from hypernets.generator.config import ConditionConfig
 from hypernets.generator.drawing import Row, draw
 from hypernets.generator.model import What
@@ -25,8 +31,6 @@ from metainit.fill import check_fits, fill
 from metainit.initialization import run_stored
 from metainit.observed import observed
 
-Condition = int | str | None
-"""A class by number or by name, or a text; None where nothing is said."""
 LARGEST_COUNT = 65_536
 LONGEST_TEXT = 10_000
 SLACK = 0.5
@@ -246,28 +250,6 @@ class Generated:
             SourceError: neither the card nor the call has a routine.
         """
         return run_stored(self.checkpoint, network, task, routine, progress)
-
-
-def as_condition(value: Any) -> Condition:
-    """Return a condition as what generators take: any kind of integer is the number of a class.
-
-    Raises:
-        ConditionError: it is neither a class nor a text.
-
-    Example:
-        >>> as_condition(torch.tensor(3)), as_condition('ring')
-        (3, 'ring')
-    """
-    if value is None or isinstance(value, str):
-        return value
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError as error:
-        raise ConditionError(
-            f"a condition is the number or name of a class, or a text, got {type(value).__name__}"
-        ) from error
 
 
 def _in_range(config: ConditionConfig, seen: Tensor) -> Tensor:
