@@ -152,6 +152,11 @@ class Client:
         self.url, self._kept = self._endpoint.url, self._endpoint.kept
         self._http = httpx.Client(transport=transport, **http_options(self.url, key, timeout))
 
+    @property
+    def offline(self) -> bool:
+        """Whether it answers from the cache alone."""
+        return self._endpoint.offline
+
     def __repr__(self) -> str:
         """Name the endpoint; the key stays secret."""
         return f"Client({self.url!r})"

@@ -85,6 +85,11 @@ def _examined(line: Line, subject: str) -> Iterator[Finding]:
     start = time.perf_counter()
     health = line.get("/healthz")
     seconds = time.perf_counter() - start
+    if health.status == 401:  # who sends a key that is none is told so everywhere
+        remedy = "set METAINIT_KEY to one that `metainit keys list` shows there, or unset it"
+        found = "the key that is sent is unknown, expired or revoked"
+        yield Finding("error", "endpoint key", found, "a key that the endpoint knows", remedy)
+        return
     if health.status != 200 or _object(health).get("status") != "ok":
         remedy = "is this the address of a metainit endpoint, with the path that its proxy gives it?"
         found = f"answers GET /healthz with {health.status}"

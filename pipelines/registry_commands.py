@@ -184,19 +184,23 @@ def pull(
 ) -> None:
     """Fetch a verified checkpoint into a file, or a version with its evidence into a folder."""
     from metainit.checkpoint import write_atomically
+    from metainit.transfer import file_sha256
     from pipelines.flavour import CHECKPOINT
 
     whole = out.suffix != CHECKPOINT_SUFFIX
     target = out / CHECKPOINT if whole else out
     if server:
-        client = _client(server)
-        detail = client.show(name)
-        pinned = f"{detail['name']}/{detail['version']}"
+        client, pinned = _client(server), name
+        if not client.offline:
+            detail = client.show(name)
+            pinned = f"{detail['name']}/{detail['version']}"
         target.parent.mkdir(parents=True, exist_ok=True)
         _fetched(client, pinned, target)
-        if whole and detail.get("evidence") is not None:
-            write_atomically(out / EVIDENCE, json.dumps(detail["evidence"]).encode())
-        sha256 = detail["sha256"]
+        sha256 = file_sha256(target)
+        if not client.offline:
+            client.fetch(name)  # is there already; from now on the name means this without the endpoint, too
+        if whole and (evidence := client.evidence(name, sha256)) is not None:
+            write_atomically(out / EVIDENCE, json.dumps(evidence).encode())
     else:
         from pipelines.registry import Registry, cached
 

@@ -34,6 +34,7 @@ from serving.prediction import Limits, Predicting
 from serving.prediction_routes import predictions
 from serving.predictor import LocalPredictor, Predictor
 from serving.readiness import readiness
+from serving.reference_page import POLICY, reference_page
 from serving.seen import seen
 from serving.selection import Family, Selection, entry_of, part_of
 from serving.settings import EndpointSettings
@@ -87,6 +88,8 @@ def create_app(
         summary="Initial weights over HTTP",
         lifespan=lifespan,
         redirect_slashes=False,  # the redirect would name whatever host the client names
+        docs_url=None,  # FastAPI's pages load their scripts from other servers
+        redoc_url=None,
     )
     problems.install(app)
     limits = limits or Limits(waiting=settings.queue)
@@ -250,6 +253,11 @@ def _operations(store: Store, snapshots: Snapshots, settings: EndpointSettings, 
     async def show_metrics() -> Response:
         text = await anyio.to_thread.run_sync(snapshots.shown)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        text = reference_page(request.app.openapi())
+        return Response(text, headers={"content-security-policy": POLICY}, media_type="text/html")
 
     @router.get("/", include_in_schema=False)
     async def index(request: Request) -> Response:

@@ -72,6 +72,8 @@ def serve(
         if settings.keys is None and not public and not is_loopback(host):
             text = PublicHost.format(host=host, keys=default_path())
             raise typer.BadParameter(text, param_hint="--host")
+        if not as_json:
+            typer.echo("starting Ray and the endpoint, which takes half a minute", err=True)
         with start(
             host,
             port,

@@ -87,7 +87,8 @@ def make(scopes: Iterable[str], now: datetime, label: str = "", lifetime: timede
     """
     wanted = frozenset(scopes)
     for scope in sorted(wanted - set(SCOPES)):
-        raise BadKey(f"{scope!r} is no scope; {suggestion(scope, SCOPES)}")
+        several = "; give --scope once for each" if "," in scope else ""
+        raise BadKey(f"{scope!r} is no scope; {suggestion(scope, SCOPES)}{several}")
     if not wanted:
         raise BadKey(f"a key without a scope opens nothing; the scopes are: {', '.join(SCOPES)}")
     if not label.isprintable() or len(label) > 200:

@@ -16,14 +16,6 @@ Header = tuple[bytes, bytes]
 
 DATA_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 """Of what is no page: the page and its files bring their own."""
-DOCS_POLICY = (
-    b"default-src 'self'; script-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net; worker-src blob:; "
-    b"style-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net https://fonts.googleapis.com; "
-    b"font-src https://fonts.gstatic.com; img-src 'self' data: https://fastapi.tiangolo.com; "
-    b"object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
-)
-"""FastAPI's pages of the API load their scripts from a public server."""
-DOCS = ("/docs", "/redoc")
 POLICY = b"content-security-policy"
 EVERY: tuple[Header, ...] = (
     (b"x-content-type-options", b"nosniff"),
@@ -100,7 +92,7 @@ class Observed:
         have = {name for name, _ in headers}
         complete = [*headers, *(header for header in EVERY if header[0] not in have)]
         if POLICY not in have:
-            complete.append((POLICY, DOCS_POLICY if note.path.endswith(DOCS) else DATA_POLICY))
+            complete.append((POLICY, DATA_POLICY))
         if CACHING[0] not in have:
             complete.append(CACHING)
         if self.names_answers:

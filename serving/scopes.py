@@ -31,8 +31,6 @@ TABLE: Mapping[Route, Need] = {
     ("GET", "/metrics"): "admin",
     ("GET", "/openapi.json"): "read",
     ("GET", "/docs"): "read",
-    ("GET", "/docs/oauth2-redirect"): "read",
-    ("GET", "/redoc"): "read",
     ("GET", "/v1/inits"): "read",
     ("GET", "/v1/overview"): "read",
     ("GET", "/v1/inits/{}/versions"): "read",

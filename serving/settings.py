@@ -56,7 +56,7 @@ class EndpointSettings(BaseModel):
     failures: str = Field("20/minute", description="wrong keys from one address; more are answered 429")
     body_bytes: int = Field(16 << 20, ge=0, description="largest body of a request")
     path_chars: int = Field(2048, ge=64, description="longest address, its query included")
-    header_bytes: int = Field(16384, ge=512, description="largest headers of a request, together")
+    header_bytes: int = Field(12288, ge=512, description="largest headers of a request, together")
     in_flight: int = Field(1024, ge=1, description="requests under way in one replica; more are answered 503")
     queue: int = Field(32, ge=1, description="predictions under way; more are answered 429")
     start_seconds: float = Field(150.0, gt=0, description="time until an answer begins; then it is a 503")

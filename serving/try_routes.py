@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request
 from sse_starlette import EventSourceResponse, JSONServerSentEvent
 from starlette.responses import JSONResponse, Response
 
+from metainit.errors import EndpointError
 from metainit.references import Reference
 from serving import answers, problems
 from serving.bodies import body
@@ -51,6 +52,8 @@ def tries_routes(tries: Tries, find: Find) -> APIRouter:
 
         entry = await find(Reference.parse(init))
         facts, limits = entry.facts, tries.limits
+        if steps > limits.steps:
+            raise EndpointError(f"steps: expected at most {limits.steps}, got {steps}")
         frame = trying.frame_of(facts.kind, entry.card, facts.reference, limits)
         if sample is None:
             content = await body(request, limits.body_bytes, "send a smaller image")
@@ -60,7 +63,7 @@ def tries_routes(tries: Tries, find: Find) -> APIRouter:
             content = await anyio.to_thread.run_sync(lambda: sample_file(sample).read_bytes())
         async with decoding:
             pixels = await anyio.to_thread.run_sync(image_files.read_pixels, content, frame, limits.pixels)
-        return tries.start(entry, trying.Trial(entry.blob, entry.evidence, pixels, min(steps, limits.steps)))
+        return tries.start(entry, trying.Trial(entry.blob, entry.evidence, pixels, steps))
 
     @router.get("")
     async def options(request: Request) -> dict[str, Any]:

@@ -173,12 +173,15 @@ class Generated:
         how: dict[str, Any] = {"what": chosen}
         if chosen == "sample":
             how |= {"steps": steps, "guidance": guidance, "sampler": sampler}
-        told: dict[tuple[Condition, type, int], tuple[Conditions, str | None]] = {}
+        told: dict[tuple[Condition, type, int], tuple[Conditions, Condition, str | None]] = {}
         for one in wanted:
             seen = one.observation
             if one.told not in told:
                 known = self.conditions(one.condition, seen)
-                told[one.told] = (known, None if seen is None else _fingerprint(seen))
+                meant, names = self.meant(one.condition), self.generator.config.conditions.class_names
+                # One class, however it was named, has one card, and so one digest.
+                meant = names[meant] if isinstance(meant, int) and names else meant
+                told[one.told] = (known, meant, None if seen is None else _fingerprint(seen))
         rows = [Row(told[one.told][0], one.seed) for one in wanted]
         drawn = draw(self.generator, rows, chosen, steps=steps, guidance=guidance, sampler=sampler)
         return [
@@ -189,8 +192,8 @@ class Generated:
                 one.seed,
                 {
                     **how,
-                    "condition": one.condition,
-                    "observation": told[one.told][1],
+                    "condition": told[one.told][1],
+                    "observation": told[one.told][2],
                     "refused_copies": int(refused),
                 },
             )
@@ -206,12 +209,30 @@ class Generated:
             ConditionError: the generator does not take it.
         """
         config = self.generator.config.conditions
-        condition, seen = as_condition(condition), observed(observation)
-        if isinstance(condition, str) and len(condition) > LONGEST_TEXT:
-            raise ConditionError(f"a condition has at most {LONGEST_TEXT} characters, got {len(condition)}")
-        number: int | None = None
-        texts: tuple[str, ...] = ()
+        meant, seen = self.meant(condition), observed(observation)
+        number = meant if isinstance(meant, int) else None
+        return conditions_of(
+            config,
+            1,
+            # Where there are no classes, which one it would be does not matter.
+            classes=None if number is None else torch.tensor([number if config.classes else 0]),
+            texts=(meant,) if isinstance(meant, str) else (),
+            observations=None if seen is None else standardized(config, _in_range(config, seen)[None]),
+        )
+
+    def meant(self, condition: Condition) -> Condition:
+        """Return what a condition means: the number of a class, however it was named, or a description.
+
+        Raises:
+            ConditionError: the generator has no such class.
+        """
+        config, condition = self.generator.config.conditions, as_condition(condition)
+        number = condition if isinstance(condition, int) else None
         if isinstance(condition, str):
+            if len(condition) > LONGEST_TEXT:
+                raise ConditionError(
+                    f"a condition has at most {LONGEST_TEXT} characters, got {len(condition)}"
+                )
             if condition in config.class_names:
                 number = config.class_names.index(condition)
             elif config.classes and condition.isascii() and condition.isdecimal():
@@ -220,21 +241,10 @@ class Generated:
             elif config.class_names and not config.text:
                 hint = suggestion(condition, config.class_names)
                 raise ConditionError(f"{self.card.name!r} knows no class {condition!r}: {hint}")
-            else:
-                texts = (condition,)
-        elif condition is not None:
-            number = condition
         if number is not None and config.classes and not 0 <= number < config.classes:
             shown = number if abs(number) < 10**LONGEST_NUMBER else "of so large a number"
             raise ConditionError(f"no class {shown}: {takes(config)}")
-        return conditions_of(
-            config,
-            1,
-            # Where there are no classes, which one it would be does not matter.
-            classes=None if number is None else torch.tensor([number if config.classes else 0]),
-            texts=texts,
-            observations=None if seen is None else standardized(config, _in_range(config, seen)[None]),
-        )
+        return condition if number is None else number
 
     def adapt(
         self,

@@ -200,6 +200,14 @@ def test_keys(app: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found(door)["endpoint key"].level == "ok"
 
 
+def test_a_wrong_key_is_told_where_it_is_refused_everywhere(app: InProcess) -> None:
+    def strict(request: httpx.Request, answer: httpx.Response) -> httpx.Response:
+        return httpx.Response(401, json={}) if request.headers.get("authorization") else answer
+
+    text = found(Changed(app, strict), "mi_wrong")["endpoint key"].text
+    assert "unknown, expired or revoked" in text and "metainit keys list" in text and "mi_wrong" not in text
+
+
 def test_a_key_in_the_clear(app: InProcess) -> None:
     levels = [f.text for f in examine(URL, "mi_any", app) if f.subject == "endpoint key"]
     assert any("others can read it; expected https" in text for text in levels)

@@ -39,3 +39,24 @@ def test_the_bar(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert target.read_bytes() == shelf.files["faces"][1].read_bytes()
     assert f"faces/1 -> {target}" in result.stdout.replace("\n", "")
     assert ("kB" in result.stderr) == watched
+
+
+@pytest.mark.parametrize("name", ["faces", "faces@champion", "faces/1"])
+def test_what_was_pulled_comes_again_without_the_endpoint(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    app = typer.Typer()
+    app.command()(pull)
+
+    def pulled(name: str, target: Path) -> str:
+        result = CliRunner().invoke(app, [name, "-o", str(target), "--server", "http://endpoint"])
+        assert result.exit_code == 0, (result.output, result.exception)
+        return result.stdout
+
+    pulled(name, tmp_path / "folder")
+    monkeypatch.setenv("METAINIT_OFFLINE", "1")
+    for again in (name, "faces/1"):
+        assert f"{again} -> " in pulled(again, tmp_path / "again.safetensors")
+        assert (tmp_path / "again.safetensors").read_bytes() == shelf.files["faces"][1].read_bytes()
+    pulled(name, tmp_path / "other")
+    assert (tmp_path / "other" / "checkpoint.safetensors").is_file()

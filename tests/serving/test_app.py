@@ -192,6 +192,17 @@ def test_health_readiness_metrics_and_index(http: httpx.Client) -> None:
     assert "<title>metainit</title>" in http.get("/", headers={"accept": "text/html"}).text
 
 
+def test_the_page_of_the_api_names_every_route_and_loads_nothing(http: httpx.Client) -> None:
+    answer = http.get("/docs")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    for path, operations in http.get("/openapi.json").json()["paths"].items():
+        for method in operations:
+            assert f"<code>{method.upper()} {path}</code>" in answer.text
+    assert "://" not in answer.text and "<script" not in answer.text
+    assert http.get("/redoc").status_code == 404
+
+
 def test_openapi_names_every_route(http: httpx.Client) -> None:
     paths: dict[str, Any] = http.get("/openapi.json").json()["paths"]
     for tail in ("", "/pictures", "/pictures/{picture}", "/weights"):

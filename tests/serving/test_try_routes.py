@@ -105,6 +105,7 @@ def test_more_fits_than_may_wait_are_refused(http: httpx.Client) -> None:
         ("init=faces", b"not an image", 422, "image"),
         ("init=faces", b"\x89PNG\r\n\x1a\n" + bytes(9 << 20), 413, "too-large"),
         ("init=faces&steps=0", b"", 422, "invalid"),
+        ("init=faces&sample=chelsea&steps=5000", b"", 422, "invalid"),
         ("sample=chelsea", b"", 422, "invalid"),
     ],
 )

@@ -195,6 +195,12 @@ def test_a_condition_and_an_observation_come_as_their_user_has_them(start: Gener
             assert all(torch.equal(v, expected[k]) for k, v in network.state_dict().items())
 
 
+def test_one_class_has_one_card_however_it_is_named(start: Generated) -> None:
+    digests = {start.generate(1, seed=0, condition=named)[0].card.digest for named in (1, "1", "square")}
+    drawn = start.generate(1, seed=0, condition=1)[0]
+    assert len(digests) == 1 and drawn.card.provenance.recipe["condition"] == "square"
+
+
 def test_numbers_far_beyond_those_that_were_learned_from_are_refused() -> None:
     conditions = ConditionConfig(observation=(2, 4), observation_range=(0.0, 1.0))
     learned = start_of(stored_of(build(SPEC), CONFIG.model_copy(update={"conditions": conditions})))
