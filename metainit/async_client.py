@@ -118,6 +118,11 @@ class AsyncClient:
         call = self._call()
         return await self._run(tensors(call, call.reference(reference), names))
 
+    @property
+    def offline(self) -> bool:
+        """Whether it answers from the cache alone."""
+        return self._endpoint.offline
+
     async def located(self, reference: str) -> Located:
         """Return what a reference means now, as `Client.located` does."""
         call = self._call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,8 @@ def test_what_goes_wrong_has_a_status_and_a_way_out(registry: Registry) -> None:
 class Endpoint:
     """A client of an endpoint that serves one name."""
 
+    offline = False
+
     def __init__(self, url: str) -> None:
         assert url == "http://endpoint"
 
@@ -129,10 +132,15 @@ class Endpoint:
             "evidence": {"metric": "psnr"},
         }
 
-    def fetch(self, reference: str, path: Path) -> Path:
-        assert reference == "far/7"  # pinned: the alias may move between two requests
-        path.write_bytes(b"weights")
+    def fetch(self, reference: str, path: Path | None = None) -> Path | None:
+        if path is not None:
+            assert reference == "far/7"  # pinned: the alias may move between two requests
+            path.write_bytes(b"weights")
         return path
+
+    def evidence(self, reference: str, sha256: str) -> dict[str, str]:
+        assert sha256 == hashlib.sha256(b"weights").hexdigest()
+        return {"metric": "psnr"}
 
 
 def test_an_endpoint_is_read_in_the_same_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def test_conditions_that_are_not_taken_are_refused() -> None:
     ):
         with pytest.raises(ConditionError, match=text):
             conditions_of(EVERY, 2, **arguments)  # type: ignore[arg-type]
-    with pytest.raises(ConditionError, match="no class or text: the generator takes no condition"):
+    with pytest.raises(
+        ConditionError, match="no class or text can be given: the generator takes no condition. Leave it"
+    ):
         conditions_of(ConditionConfig(), 1, classes=torch.tensor([0]), texts=["x"])
 
 

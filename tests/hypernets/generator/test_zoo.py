@@ -66,11 +66,13 @@ def test_a_damaged_shard_is_named_and_the_way_out_too(tmp_path: Path) -> None:
     file = tmp_path / shard_file(1)
     sound = file.read_bytes()
     for damage in (sound[:-4], sound[:40], b"", sound[:-1] + bytes([sound[-1] ^ 1]), None):
+        how = "missing" if damage is None else "changed after they were written"
         if damage is None:
             file.unlink()
         else:
             file.write_bytes(damage)
-        with pytest.raises(DigestError, match=r"00001\.safetensors of 3 shards .*only what is missing"):
+        said = rf"1 of 3 shards are damaged \({how}: 00001\.safetensors\).*only what is missing"
+        with pytest.raises(DigestError, match=said):
             read_zoo(tmp_path)
         with pytest.raises(CheckpointError, match=r"00001\.safetensors.*metainit zoo build"):
             read_shard(tmp_path, 1, read_zoo_belonging(tmp_path))
