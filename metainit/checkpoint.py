@@ -1,7 +1,8 @@
 """The checkpoint file: tensors under the network's own names, and a card in the safetensors header.
 
 The format is plain safetensors with a single metadata key (`METADATA_KEY`), because a header with
-several keys has no fixed order and the same run must write the same bytes. Nothing is unpickled.
+several keys has no fixed order and the same run must write the same bytes. Nothing is unpickled. torch is
+imported where tensors are touched: an endpoint can say what it has without it.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import safetensors.torch
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from metainit.card import Card, canonical_json, read_card
 from metainit.errors import CheckpointError, DigestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 METADATA_KEY = "metainit"
 HEADER_KEY = "__metadata__"
@@ -68,6 +70,7 @@ def digest(tensors: Mapping[str, Tensor], card: Card) -> str:
     """Return the SHA-256 (hex) of the card without its digest and of every tensor's name, type and bytes.
 
     Example:
+        >>> import torch
         >>> from metainit.card import Card, Method
         >>> card = Card(kind='prior', name='a', method=Method(name='reptile'))
         >>> digest({'w': torch.zeros(2)}, card) == digest({'w': torch.zeros(2)}, card)
@@ -79,6 +82,8 @@ def digest(tensors: Mapping[str, Tensor], card: Card) -> str:
 
 
 def _digest(tensors: Mapping[str, Tensor], unsigned: str) -> str:
+    import torch
+
     total = hashlib.sha256(unsigned.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -94,6 +99,8 @@ def to_bytes(tensors: Mapping[str, Tensor], card: Card) -> bytes:
     Raises:
         CheckpointError: there is no tensor, one is not finite, or the card holds what JSON cannot.
     """
+    import safetensors.torch
+
     if not tensors:
         raise CheckpointError("a checkpoint needs at least one tensor, got none")
     if HEADER_KEY in tensors:
@@ -113,9 +120,12 @@ def finite(tensor: Tensor) -> bool:
     """Return whether all numbers of a tensor are finite.
 
     Example:
+        >>> import torch
         >>> finite(torch.ones(2)), finite(torch.tensor([torch.inf, -torch.inf])), finite(torch.arange(3))
         (True, False, True)
     """
+    import torch
+
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     # The types of one byte have neither sum nor isfinite of their own.
@@ -168,7 +178,7 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], card: Card) -> Checkpo
         CheckpointError: a tensor is not finite, or the file cannot be written.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from metainit.card import Card, Method
         >>> card = Card(kind='prior', name='zero', method=Method(name='none'))
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -209,6 +219,8 @@ def from_bytes(content: bytes, origin: str = "checkpoint", limits: Limits = DEFA
         CheckpointError: the bytes are truncated, oversized, not a checkpoint, or of an unknown version.
         DigestError: the bytes are not the ones that were written.
     """
+    import safetensors.torch
+
     text = _metadata(content, origin, limits)
     card = read_card(text)
     try:

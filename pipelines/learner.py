@@ -9,7 +9,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-import metainit
 from metainit.card import Card, Provenance
 from pipelines.world import World
 
@@ -93,8 +92,3 @@ def added_up(mine: Gradient, world: World, failed: bool = False) -> tuple[Gradie
         for piece, part in zip(torch.split(flat[:-2], [p.numel() for p in parts]), parts, strict=True)
     )
     return Gradient(tensors, loss, round(float(flat[-2]))), float(flat[-1]) > 0
-
-
-def code_version() -> str:
-    """Return the versions that the bytes of a result depend on."""
-    return f"metainit {metainit.__version__}, torch {torch.__version__}"

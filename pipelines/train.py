@@ -12,9 +12,10 @@ import torch
 
 from metainit import checkpoint
 from metainit.errors import DivergenceError, MetainitError
+from metainit.versions import code_version
 from pipelines.families import Prepared, family_of
 from pipelines.folder import RunFolder, read_state
-from pipelines.learner import Learner, added_up, code_version
+from pipelines.learner import Learner, added_up
 from pipelines.pace import Pace
 from pipelines.preparation import prepare
 from pipelines.recipe import Recipe

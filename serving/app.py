@@ -43,6 +43,7 @@ from serving.store import Store
 from serving.tries import Tries
 from serving.try_routes import tries_routes
 from serving.version_routes import version_pages
+from serving.warming import warm
 
 WEIGHTS_TYPE = "application/vnd.safetensors"
 PRIVATE = "private, max-age=31536000, immutable"
@@ -77,6 +78,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await anyio.to_thread.run_sync(store.start)
         snapshots.start()
+        warm()
         yield
         await anyio.to_thread.run_sync(snapshots.stop)
         await anyio.to_thread.run_sync(tries.close)

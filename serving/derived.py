@@ -17,7 +17,7 @@ from metainit.checkpoint import METADATA_KEY, STEP_SIZE_PREFIX
 from metainit.errors import CheckpointError, EndpointError, MetainitError, suggestion
 from metainit.headers import read_header
 from metainit.variants import DTYPES, FLOATING, Dtype
-from pipelines.learner import code_version
+from metainit.versions import code_version
 from serving.cache import Entry
 from serving.making import Making, Terms, TooLarge
 from serving.predictions import Kept, Predictions

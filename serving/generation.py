@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import anyio
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError, model_validator
 
-from hypernets.generator.checkpoints import BASE, description_of
+from hypernets.generator.description import BASE, description_of
 from metainit.card import Card, canonical_json
 from metainit.errors import CheckpointError, ConditionError, CopyError, EndpointError, MetainitError
 from metainit.headers import read_header
-from pipelines.learner import code_version
+from metainit.versions import code_version
 from serving.cache import Entry
 from serving.generator import Draw, Drawer, Seen, What
 from serving.making import Made, Making, Terms, TooLarge

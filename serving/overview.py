@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from metainit.card import Card
-from metainit.initializers import INITIALIZERS
+from metainit.rules import RULES
 from serving.cache import Entry
 from serving.graphs import Drawing, drawing_of
 from serving.ranges import matches
@@ -42,7 +42,7 @@ def overview_routes(store: Store) -> APIRouter:
     async def overview() -> Overview:
         """What there is to choose from."""
         families, domains = counted(store)
-        rules = [Rule(name=name, paper=paper) for name, (_, paper) in INITIALIZERS.items()]
+        rules = [Rule(name=name, paper=paper) for name, paper in RULES.items()]
         return Overview(total=len(store.catalog.inits), families=families, domains=domains, rules=rules)
 
     return router

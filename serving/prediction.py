@@ -17,7 +17,7 @@ from hypernets.architecture.serialize import Limits as GraphLimits
 from hypernets.architecture.serialize import from_json, to_json
 from metainit.card import canonical_json
 from metainit.errors import CheckpointError, EndpointError, MetainitError
-from pipelines.learner import code_version
+from metainit.versions import code_version
 from serving.cache import Entry
 from serving.catalog import Facts
 from serving.making import Making, Terms

@@ -6,36 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-import metainit
 from hypernets.generator.config import GeneratorConfig
+from hypernets.generator.description import (
+    BASE,
+    PREFIX,
+    RECIPE,
+    Description,
+    Layers,
+    What,
+    description_of,
+)
 from hypernets.generator.flat import FlatLayout
-from hypernets.generator.model import Generator, What, generator_from
-from hypernets.generator.tokens import Layers, owned
-from metainit.card import Card, Provenance, Record
+from hypernets.generator.model import Generator, generator_from
+from hypernets.generator.tokens import owned
+from metainit.card import Card, Provenance
 from metainit.checkpoint import STEP_SIZE_PREFIX, Checkpoint
 from metainit.errors import CheckpointError, MismatchError
-
-RECIPE = "parts"
-"""Where the recipe on a card keeps what a generator is made of."""
-PREFIX, BASE = "generator.", "base."
-"""What the names of the generator's own tensors begin with, and those of the base."""
-
-
-class Description(Record):
-    """What has to be known beside the tensors: the generator's parts, and the base network's parameters.
-
-    `layers`: their names by the module that owns them, in the order of the vector. `tied`: other names of a
-    parameter in the state dict -> its own. `start`: what is given where nothing else is asked for.
-    """
-
-    config: GeneratorConfig
-    layers: tuple[tuple[str, ...], ...]
-    tied: dict[str, str] = Field(default_factory=dict)
-    start: What = "sample"
+from metainit.versions import code_version
 
 
 @dataclass(frozen=True)
@@ -91,20 +80,6 @@ def described_card(card: Card, config: GeneratorConfig, base: Base, start: What 
     return card.model_copy(update={"kind": "generator", "provenance": provenance})
 
 
-def description_of(card: Card) -> Description:
-    """Return what a generator's card says of its parts.
-
-    Raises:
-        CheckpointError: it does not say it.
-    """
-    try:
-        return Description.model_validate(card.provenance.recipe.get(RECIPE))
-    except ValidationError as error:
-        raise CheckpointError(
-            f"the card of {card.name!r} does not say what its generator is: {error}"
-        ) from error
-
-
 def read_generator(stored: Checkpoint) -> tuple[Generator, Base]:
     """Return the generator and the base that a checkpoint holds.
 
@@ -150,7 +125,7 @@ def drawn_checkpoint(
             recipe=recipe,
             seeds=[seed],
             data=card.provenance.data,
-            code_version=f"metainit {metainit.__version__}, torch {torch.__version__}",
+            code_version=code_version(),
         ),
     )
     sizes = {f"{STEP_SIZE_PREFIX}{k}": v for k, v in source.step_sizes.items()}

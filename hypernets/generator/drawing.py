@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from hypernets.generator.conditions import Conditions, joined
-from hypernets.generator.model import Drawn, Generator, What
+from hypernets.generator.description import What
+from hypernets.generator.model import Drawn, Generator
 from hypernets.generator.sampling import Sampler
 
 ROWS: Mapping[str, int] = MappingProxyType({"mlp": 8, "transformer": 1})

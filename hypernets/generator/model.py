@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +16,17 @@ from hypernets.generator.conditions import Conditioner, Conditions
 from hypernets.generator.config import GeneratorConfig
 from hypernets.generator.copies import Sketch
 from hypernets.generator.denoiser import MlpDenoiser
+from hypernets.generator.description import Layers, What
 from hypernets.generator.flat import FlatLayout
 from hypernets.generator.mean import Regressor, Scale
 from hypernets.generator.process import Process
 from hypernets.generator.sampling import Sampler, guided, noise_of, sample
 from hypernets.generator.standardization import Standardization
-from hypernets.generator.tokens import Layers, TokenLayout, layers_with
+from hypernets.generator.tokens import TokenLayout, layers_with
 from hypernets.generator.transformer import TransformerDenoiser
 from metainit.domains.seeding import seed_of
 from metainit.errors import CopyError, DivergenceError, MismatchError, RecipeError
 
-What = Literal["sample", "mean", "one_step"]
 LARGEST_GUIDANCE = 100.0
 ATTEMPTS = 16
 """How often a sample that is a copy is drawn again."""

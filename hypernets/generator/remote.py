@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypernets.generator.checkpoints import description_of
 from hypernets.generator.conditions import Condition, as_condition
-from hypernets.generator.model import What
+from hypernets.generator.description import What, description_of
 from metainit import checkpoint as files
 from metainit.adaptation import Progress, Task
 from metainit.card import AdaptationRoutine, Card, canonical_json, read_card

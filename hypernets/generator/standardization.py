@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hypernets.generator.description import Layers
 from hypernets.generator.flat import FlatLayout
-from hypernets.generator.tokens import Layers
 from metainit.errors import DataError
 
 FLOOR = 1e-3

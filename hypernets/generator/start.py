@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypernets.generator.checkpoints import description_of, drawn_checkpoint, read_generator
+from hypernets.generator.checkpoints import drawn_checkpoint, read_generator
 from hypernets.generator.conditions import (
     Condition,
     Conditions,
@@ -20,8 +20,8 @@ from hypernets.generator.conditions import (
     takes,
 )
 from hypernets.generator.config import ConditionConfig
+from hypernets.generator.description import What, description_of
 from hypernets.generator.drawing import Row, draw
-from hypernets.generator.model import What
 from hypernets.generator.sampling import Sampler
 from metainit.adaptation import Progress, Task
 from metainit.card import AdaptationRoutine, Card

@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from metainit.errors import ConditionError, suggestion
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TextEncoder(Protocol):
@@ -47,6 +47,8 @@ class HashedNgrams:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Return vectors (texts, 512)."""
+        import torch
+
         counts = torch.zeros(len(texts), self.size)
         for row, text in zip(counts, texts, strict=True):
             for word in text.casefold().split():

@@ -14,14 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hypernets.generator.description import Layers
 from hypernets.generator.flat import FlatLayout
 from metainit.errors import MismatchError
 
 TokenKind = Literal["neuron", "block"]
 MOST = 1 << 28
 """Numbers of all tokens of a network, padding included."""
-Layers = tuple[tuple[str, ...], ...]
-"""Names of parameters by the module that owns them, in the order of `named_parameters`."""
 
 
 def owned(network: nn.Module) -> Layers:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
-import metainit
 from hypernets.architecture.graph import ArchitectureGraph
 from hypernets.architecture.serialize import from_json, to_json
 from hypernets.ghn.model import Ghn
 from hypernets.ghn.prediction import predict_each
 from metainit.card import Card, Provenance, canonical_json
 from metainit.errors import GraphError
+from metainit.versions import code_version
 
 GRAPH = "graph"
 """Where the recipe on the card of a prediction keeps the graph."""
@@ -79,7 +78,7 @@ def card_of(source: Card, graph: ArchitectureGraph, seed: int | None) -> Card:
             recipe=recipe,
             seeds=[] if seed is None else [seed],
             data=source.provenance.data,
-            code_version=f"metainit {metainit.__version__}, torch {torch.__version__}",
+            code_version=code_version(),
         ),
         skipped={name: str(reason) for name, reason in graph.skipped.items()},
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hypernets.generator.checkpoints import Base, description_of, read_generator
+from hypernets.generator.checkpoints import Base, read_generator
+from hypernets.generator.description import What, description_of
 from hypernets.generator.evidence import (
     GivenStart,
     Note,
@@ -17,7 +18,7 @@ from hypernets.generator.evidence import (
     measure_given,
     rendered,
 )
-from hypernets.generator.model import Generator, What
+from hypernets.generator.model import Generator
 from hypernets.generator.task_loss import Ground
 from metainit import checkpoint as files
 from metainit.checkpoint import Checkpoint

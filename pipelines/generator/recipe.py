@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from hypernets.generator.checkpoints import RECIPE
 from hypernets.generator.config import GeneratorConfig, GeneratorTrainingConfig
+from hypernets.generator.description import RECIPE
 from hypernets.generator.text import text_encoders
 from metainit.card import Record
 from metainit.domains.registry import PLACES

@@ -27,9 +27,9 @@ from hypernets.generator.zoo import (
 from metainit import checkpoint as files
 from metainit.checkpoint import SUFFIX, write_atomically
 from metainit.errors import CheckpointError, DataError, MetainitError
+from metainit.versions import code_version
 from pipelines.families import Note
 from pipelines.folder import RECIPE
-from pipelines.learner import code_version
 from pipelines.pace import Pace
 from pipelines.zoo.fits import fit_shard, one_thread, tasks_of
 from pipelines.zoo.preparation import PreparedZoo, ShardPlan

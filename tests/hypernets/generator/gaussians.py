@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from hypernets.generator.config import ConditionConfig, GeneratorConfig
+from hypernets.generator.description import Layers
 from hypernets.generator.flat import FlatLayout
 from hypernets.generator.members import Members
 from hypernets.generator.model import Generator
-from hypernets.generator.tokens import Layers
 
 LAYOUT = FlatLayout(("0.weight", "0.bias", "1.weight"), ((2, 2), (2,), (1, 2)))
 LAYERS: Layers = (("0.weight", "0.bias"), ("1.weight",))

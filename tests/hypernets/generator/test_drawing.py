@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from hypernets.generator.conditions import Conditions, conditions_of
 from hypernets.generator.config import ConditionConfig, GeneratorConfig
+from hypernets.generator.description import What
 from hypernets.generator.drawing import ROWS, Row, batches, draw
 from hypernets.generator.flat import FlatLayout
-from hypernets.generator.model import Generator, What
+from hypernets.generator.model import Generator
 from metainit.errors import CopyError
 
 CONDITIONS = ConditionConfig(classes=5, observation=(1, 6, 6), thumbnail=3, text="ngrams")

@@ -12,8 +12,9 @@ import skimage.io
 import torch
 from safetensors.torch import load_file
 
-from hypernets.generator.checkpoints import description_of, read_generator
+from hypernets.generator.checkpoints import read_generator
 from hypernets.generator.conditions import conditions_of
+from hypernets.generator.description import description_of
 from hypernets.generator.start import Generated
 from hypernets.generator.usable import LEAST_MEMBERS
 from hypernets.generator.zoo import read_zoo
