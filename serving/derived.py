@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 CASTABLE = ("prior", "weights")
 """Kinds whose tensors are weights of a user's network; others are computed with as they are."""
-NAMED = 20
-"""Tensors that an error names."""
 FAULTS: Mapping[Fault, type[MetainitError]] = MappingProxyType(
     {"question": EndpointError, "source": CheckpointError, "worker": NotReady}
 )
@@ -124,12 +122,8 @@ def _looked(entry: Entry, dtype: Dtype | None, names: tuple[str, ...]) -> tuple[
     """Return whether a part is anything else than the whole, and an upper bound of its bytes."""
     facts, held = entry.facts, read_header(entry.blob)
     if missing := [name for name in names if name not in held]:
-        shown = ", ".join(list(held)[:NAMED]) + (
-            f" and {len(held) - NAMED} more" if len(held) > NAMED else ""
-        )
         raise NoSuchPart(
-            f"{facts.reference} has no tensor {missing[0]!r}; {suggestion(missing[0], held)[:2000]}; "
-            f"it has: {shown}"
+            f"{facts.reference} has no tensor {missing[0]!r}; {suggestion(missing[0], held)[:2000]}"
         )
     if dtype is not None and facts.kind not in CASTABLE:
         raise NoSuchPart(

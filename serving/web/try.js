@@ -11,7 +11,7 @@ const TITLES = { prior: "From the prior", ordinary: "From the ordinary start" };
 export async function tryPage(query, signal) {
   const [options, priors] = await Promise.all([json("v1/try", { signal }), json("v1/inits?family=learned&domain=image&limit=200", { signal })]);
   const wanted = query.get("init") ?? "";
-  const state = { init: wanted || priors.items[0]?.name || "", sample: options.samples[0].name, file: null, steps: 100, running: null };
+  const state = { init: wanted || foremost(priors.items)?.name || "", sample: options.samples[0].name, file: null, steps: 100, running: null };
   const head = h("div", { class: "lead" }, h("h1", {}, "Try it on an image"),
     h("p", {}, "One network is fitted to your image twice: from a learned prior, and from the ordinary start with an optimizer tuned for it. Watch both."));
   if (!priors.items.length && !wanted) {
@@ -94,6 +94,12 @@ function imageField(options, state) {
   return h("fieldset", { class: "image-field" }, h("legend", {}, "Image"), h("div", { class: "samples" }, samples, drop), chosen);
 }
 
+/** The prior to begin with: the one that was measured to gain most. */
+function foremost(items) {
+  const gained = (item) => item.versions.find((v) => v.version === item.default)?.headline?.gain ?? -Infinity;
+  return [...items].sort((a, b) => gained(b) - gained(a))[0];
+}
+
 function priorField(items, state, wanted) {
   const id = fresh("prior");
   const known = items.some((item) => item.name === wanted);
@@ -102,7 +108,7 @@ function priorField(items, state, wanted) {
       wanted && !known ? h("option", { value: wanted, selected: true }, wanted) : null,
       items.map((item) => {
         const version = item.versions.find((v) => v.version === item.default);
-        return h("option", { value: item.name, selected: item.name === wanted }, `${item.name}: ${method(version.method)}, ${network(version.network)}`);
+        return h("option", { value: item.name, selected: item.name === state.init }, `${item.name}: ${method(version.method)}, ${network(version.network)}`);
       })));
 }
 

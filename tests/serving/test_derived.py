@@ -133,7 +133,7 @@ def test_headers_and_ranges_work_as_for_a_whole_file(http: httpx.Client, store: 
     ("name", "query", "words"),
     [
         ("waves", "tensors=layers.0.weigth", "did you mean"),
-        ("waves", "tensors=nothing", "it has: "),
+        ("waves", "tensors=nothing", "the choices are: "),
         ("waves", "tensors=", "no tensor is named"),
         ("waves", "dtype=int8", "dtype"),
         ("digits", "dtype=bfloat16", "digits/1 is a ghn"),

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from metainit import checkpoint
+from metainit.domains.images import BUNDLED_TRAIN
 from serving.app import create_app
 from serving.store import Store
 from serving.tries import SAMPLES, sample_file
@@ -121,6 +122,10 @@ def test_what_cannot_be_fitted_is_a_problem(
 def test_unknown_fits_are_missing(http: httpx.Client) -> None:
     for method, path in (("GET", "/v1/try/none"), ("GET", "/v1/try/none/events"), ("DELETE", "/v1/try/none")):
         assert http.request(method, path).status_code == 404
+
+
+def test_no_sample_is_of_what_bundled_priors_learn_from() -> None:
+    assert set(SAMPLES).isdisjoint(BUNDLED_TRAIN)
 
 
 def test_what_there_is_to_try_is_told(http: httpx.Client) -> None:

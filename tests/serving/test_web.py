@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,24 @@ def test_an_image_is_fitted_from_both_starts(page: Any, url: str, tmp_path: Path
         path = tmp_path / download.value.suggested_filename
         download.value.save_as(path)
         assert checkpoint.load(path).card.kind == "weights"
+
+
+def test_a_visitor_begins_with_the_prior_that_gains_most(page: Any, url: str) -> None:
+    def with_a_lesser_one(route: Any) -> None:
+        answer = route.fetch()
+        listed = answer.json()
+        lesser = deepcopy(listed["items"][0]) | {"name": "a-lesser-one"}
+        for version in lesser["versions"]:
+            version["headline"]["gain"] = 1.0
+        bare = [{**version, "headline": None} for version in lesser["versions"]]
+        unmeasured = lesser | {"name": "an-unmeasured-one", "versions": bare}
+        route.fulfill(response=answer, json={**listed, "items": [unmeasured, lesser, *listed["items"]]})
+
+    page.route("**/v1/inits?*", with_a_lesser_one)
+    page.goto(url + "#/try")
+    prior = page.get_by_label("Prior")
+    assert prior.locator("option").count() == 3 and prior.input_value() == "faces"
+    page.unroute("**/v1/inits?*")
 
 
 def test_an_own_image_is_uploaded_and_a_wrong_one_refused(page: Any, url: str, tmp_path: Path) -> None:
