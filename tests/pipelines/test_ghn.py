@@ -119,6 +119,7 @@ def predicted(file: Path) -> dict[str, torch.Tensor]:
     return predict(hypernetwork_of(checkpoint.load(file)), graph, exact=True)
 
 
+@pytest.mark.slow
 def test_one_and_two_workers_agree(tmp_path: Path) -> None:
     jobs = {
         "run": load_recipe(DIGITS, [*SMALL, "training.meta_batch=3", "training.steps=3"]),

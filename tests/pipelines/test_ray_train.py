@@ -147,6 +147,7 @@ def test_a_run_on_ray_is_the_plain_run(tmp_path: Path, home: Path) -> None:
     assert outcome.metrics == plain.metrics
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ctrl_c_says_how_it_goes_on(tmp_path: Path, home: Path) -> None:
     settings = ["outer.steps=100000", "checkpoint_every=5"]
@@ -167,6 +168,7 @@ def test_ctrl_c_says_how_it_goes_on(tmp_path: Path, home: Path) -> None:
     assert (RunFolder(tmp_path / "run", recipe, prepare(recipe).source).saved_step() or 0) >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_that_goes_on_says_where_and_shows_nothing_of_before(tmp_path: Path) -> None:
     recipe = load_recipe(CT)

@@ -77,6 +77,7 @@ def test_endpoint_on_ray_serve(home: Path, tmp_path: Path) -> None:
     check_port("127.0.0.1", port)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")  # Ray and MLflow bring warnings of their own
 def test_what_is_computed_on_ray_serve_is_that_of_this_process(home: Path, tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ def _patiently(http: httpx.Client, headers: dict[str, str]) -> httpx.Response:
             time.sleep(0.05)
 
 
+@pytest.mark.slow
 @needs_haproxy
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")  # Ray and MLflow bring warnings of their own
