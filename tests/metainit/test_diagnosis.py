@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -18,8 +19,10 @@ NOWHERE = Path("/proc/metainit")
 
 
 @pytest.fixture(autouse=True)
-def sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> None:
     """A set-up that is as it should be, to be broken in one place."""
+    (tmp_path / "home").mkdir()
+    shutil.copyfile(empty_store, tmp_path / "home" / empty_store.name)
     monkeypatch.setenv("METAINIT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("METAINIT_CACHE", str(tmp_path / "cache"))
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):

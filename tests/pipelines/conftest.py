@@ -17,16 +17,6 @@ from metainit.card import AdaptationRoutine, Card, Method, Spec
 MakeFolder = Callable[..., Path]
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An embedded store with its tables and nothing in them."""
-    from pipelines.connection import DATABASE, connect
-
-    file = tmp_path_factory.mktemp("template") / DATABASE
-    connect(f"sqlite:///{file.as_posix()}")
-    return file
-
-
 @pytest.fixture
 def home(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data folder with an empty embedded store, which everything uses by default."""

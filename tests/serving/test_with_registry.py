@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import httpx
@@ -28,9 +29,12 @@ def shelf(tmp_path: Path) -> Shelf:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
-    monkeypatch.setenv("METAINIT_HOME", str(tmp_path / "home"))
-    return Registry(f"sqlite:///{tmp_path}/home/mlflow.db")
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Registry:
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copyfile(empty_store, home / empty_store.name)
+    monkeypatch.setenv("METAINIT_HOME", str(home))
+    return Registry(f"sqlite:///{home / empty_store.name}")
 
 
 def test_versions_and_aliases_arrive(registry: Registry, shelf: Shelf, tmp_path: Path) -> None:
