@@ -55,13 +55,14 @@ def endpoint(folder: Path) -> Iterator[tuple[int, str]]:
     register()
     port = free_port()
     with start(port=port, poll=5.0, patience=PATIENCE) as running:
-        serve.run(_empty(), name="empty", route_prefix=EMPTY)
+        serve.run(empty_app(), name="empty", route_prefix=EMPTY)
         httpx.get(f"{running.url}{EMPTY}/", timeout=60).raise_for_status()
         sha256 = httpx.get(f"{running.url}/v1/inits/faces@champion", timeout=60).json()["sha256"]
         yield port, sha256
 
 
-def _empty() -> Any:
+def empty_app() -> Any:
+    """Return an application of Serve that answers one route with nothing."""
     from fastapi import FastAPI
     from ray import serve
 

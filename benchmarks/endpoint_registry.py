@@ -200,13 +200,13 @@ def pages(kind: str, names: int, each: int) -> dict[str, Any]:
     return {"ready": ready, **answers, "bytes of 200": size, **moves, **machine()}
 
 
-def start(running: bool) -> dict[str, Any]:
-    """Time the start of an endpoint with 100 models in a process of its own, on a running Ray or with one."""
+def start(program: str, *arguments: str) -> dict[str, Any]:
+    """Time a start in a process of its own, with a registry of its own."""
     with tempfile.TemporaryDirectory() as temporary:
         environment = os.environ | {"METAINIT_HOME": temporary, "PYTHONPATH": os.getcwd()}
         environment.pop("MLFLOW_TRACKING_URI", None)
         done = subprocess.run(
-            [sys.executable, "-c", _START, str(int(running)), str(MODELS)],
+            [sys.executable, "-c", program, *arguments],
             env=environment,
             capture_output=True,
             text=True,
@@ -251,6 +251,33 @@ print(json.dumps({"ready": ready, "first weights": first, "all at hand": brought
                   "laps": endpoint.seconds}))
 """
 
+_EMPTY = """
+import json, time
+import httpx
+from benchmarks.endpoint_lookups import empty_app
+from serving import deployments
+from serving.haproxy import free_port
+
+deployments.prepare()
+deployments._ensure_ray()
+port, began = free_port(), time.perf_counter()
+from ray import serve
+from ray.serve.config import HTTPOptions, ProxyLocation
+serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host="127.0.0.1", port=port),
+            logging_config={"log_level": "WARNING", "enable_access_log": False})
+started = time.perf_counter() - began
+serve.run(empty_app(), name="empty", route_prefix="/")
+while True:
+    try:
+        if httpx.get(f"http://127.0.0.1:{port}/").status_code == 200:
+            break
+    except httpx.TransportError:
+        pass
+    time.sleep(0.1)
+print(json.dumps({"ready": time.perf_counter() - began, "laps": {"serve": started}}))
+"""
+"""What Serve itself takes to answer the first request of an application that does nothing."""
+
 
 def main() -> None:
     """Compute what is missing and print it."""
@@ -267,8 +294,9 @@ def main() -> None:
                 where = "on a running Ray" if running else "with Ray"
                 cells.cell(
                     f"start/100 models, {where}",
-                    lambda r=running: start(r),
+                    lambda r=running: start(_START, str(int(r)), str(MODELS)),
                 )
+            cells.cell("start/empty application, on a running Ray", lambda: start(_EMPTY))
             continue
         compute = looks if part == "looks" else pages
         for shape in options.shape or SHAPES:
