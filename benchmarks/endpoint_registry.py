@@ -266,7 +266,8 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host="127.0.0.1", port=port),
             logging_config={"log_level": "WARNING", "enable_access_log": False})
 started = time.perf_counter() - began
-serve.run(empty_app(), name="empty", route_prefix="/")
+serve.run_many([serve.RunTarget(empty_app(), name="empty", route_prefix="/")],
+               wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 while True:
     try:
         if httpx.get(f"http://127.0.0.1:{port}/").status_code == 200:
@@ -274,7 +275,9 @@ while True:
     except httpx.TransportError:
         pass
     time.sleep(0.1)
-print(json.dumps({"ready": time.perf_counter() - began, "laps": {"serve": started}}))
+ready = time.perf_counter() - began
+serve.shutdown()
+print(json.dumps({"ready": ready, "laps": {"serve": started}}))
 """
 """What Serve itself takes to answer the first request of an application that does nothing."""
 

@@ -134,7 +134,7 @@ def _interval(values: Values) -> str:
 def _gain(first: Values, values: Values, name: str) -> str:
     if name == "mean" or first.shape != values.shape:
         return "-"
-    found = paired_bootstrap(first, values)
+    found = paired_bootstrap(first, values, paired_seeds=True)
     return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 

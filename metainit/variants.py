@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 from safetensors import SafetensorError, safe_open
 
+from metainit.checkpoint import STEP_SIZE_PREFIX
 from metainit.errors import EndpointError, suggestion
 
 Dtype: TypeAlias = Literal["float32", "bfloat16"]
@@ -70,8 +71,6 @@ class Variant:
         """
         if not self.query:
             return
-        from metainit.checkpoint import STEP_SIZE_PREFIX  # which imports torch
-
         try:
             with safe_open(path, framework="pt") as stored:
                 found = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import metainit
 
 
+@cache
 def code_version() -> str:
-    """Return the versions that the bytes of a result depend on.
+    """Return the versions that the bytes of a result depend on; the first call imports torch.
 
     Example:
         >>> code_version()  # doctest: +ELLIPSIS

@@ -92,9 +92,9 @@ class Deriving:
         chosen = tuple(sorted(set(names)))
         origin = (facts.reference, facts.sha256, str(entry.blob))
         order = Derivation(*origin, dtype, chosen, self._kept.inbox())
-        key = hashlib.sha256(
-            canonical_json(["derived", order.sha256, dtype, list(chosen), code_version()]).encode()
-        ).hexdigest()
+        code = await anyio.to_thread.run_sync(code_version)
+        value = ["derived", order.sha256, dtype, list(chosen), code]
+        key = hashlib.sha256(canonical_json(value).encode()).hexdigest()
         return (await self._making.made({key: order}))[key].kept
 
     async def _run(self, order: Derivation) -> Outcome:

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import anyio
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError, model_validator
 
-from hypernets.generator.description import BASE, description_of
+from hypernets.generator.description import BASE, What, description_of
 from metainit.card import Card, canonical_json
 from metainit.errors import CheckpointError, ConditionError, CopyError, EndpointError, MetainitError
 from metainit.headers import read_header
 from metainit.versions import code_version
 from serving.cache import Entry
-from serving.generator import Draw, Drawer, Seen, What
+from serving.generator import Draw, Drawer, Seen
 from serving.making import Made, Making, Terms, TooLarge
 from serving.predictions import Predictions
 from serving.store import NotReady
@@ -161,10 +161,11 @@ class Generating:
         facts, folder = entry.facts, self._kept.inbox()
         origin = (facts.reference, facts.sha256, str(entry.blob))
         first = Draw(*origin, chosen, question.seed, question.condition, seen, folder)
+        code = await anyio.to_thread.run_sync(code_version)
         orders: dict[str, Draw] = {}
         for seed in range(question.seed, question.seed + question.count):
             draw = replace(first, seed=seed)
-            orders[_key(draw)] = draw
+            orders[_key(draw, code)] = draw
         made = await self._making.made(orders)
         return GenerationAnswer(chosen, tuple(Drawn(draw.seed, made[key]) for key, draw in orders.items()))
 
@@ -196,10 +197,10 @@ def _known(entry: Entry) -> tuple[What, int]:
     return description_of(card).start, base
 
 
-def _key(draw: Draw) -> str:
-    """Return what the bytes of a drawn network follow from."""
+def _key(draw: Draw, code: str) -> str:
+    """Return what the bytes of a drawn network follow from; `code` is its version."""
     seen = draw.observation
-    value: list[Any] = ["generate", draw.sha256, draw.what, draw.seed, draw.condition, code_version()]
+    value: list[Any] = ["generate", draw.sha256, draw.what, draw.seed, draw.condition, code]
     if seen is not None:
         value += [list(seen.shape), hashlib.sha256(seen.content).hexdigest()]
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()

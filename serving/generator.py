@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from hypernets.generator.description import What
 from serving.work import BATCH, FAILURES, OPEN_AT_ONCE, Aside, Opened, Outcome, delivered, failed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hypernets.generator.start import Generated
-
-What = Literal["sample", "mean", "one_step"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from metainit.card import Card
-from metainit.rules import RULES
 from serving.cache import Entry
 from serving.graphs import Drawing, drawing_of
 from serving.ranges import matches
@@ -39,10 +38,12 @@ def overview_routes(store: Store) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["initializations"])
 
     @router.get("/overview")
-    async def overview() -> Overview:
+    def overview() -> Overview:
         """What there is to choose from."""
+        from metainit.initializers import INITIALIZERS  # imports torch: this runs in a thread
+
         families, domains = counted(store)
-        rules = [Rule(name=name, paper=paper) for name, paper in RULES.items()]
+        rules = [Rule(name=name, paper=paper) for name, (_, paper) in INITIALIZERS.items()]
         return Overview(total=len(store.catalog.inits), families=families, domains=domains, rules=rules)
 
     return router

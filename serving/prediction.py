@@ -113,7 +113,7 @@ class Predicting:
         seed = 0 if question.exact else question.seed
         folder = self._kept.inbox()
         order = Order(facts.reference, facts.sha256, str(entry.blob), text, seed, question.exact, folder)
-        key = _key(order)
+        key = _key(order, await anyio.to_thread.run_sync(code_version))
         made = (await self._making.made({key: order}))[key]
         return Answer(made.kept, graph, _hash(text), None if question.exact else seed, made.before)
 
@@ -142,9 +142,9 @@ def _require_predictor(facts: Facts) -> None:
         )
 
 
-def _key(order: Order) -> str:
-    """Return what the bytes of a prediction follow from."""
-    value = [order.sha256, _hash(order.graph), order.seed, order.exact, code_version()]
+def _key(order: Order, code: str) -> str:
+    """Return what the bytes of a prediction follow from; `code` is its version."""
+    value = [order.sha256, _hash(order.graph), order.seed, order.exact, code]
     return _hash(json.dumps(value))
 
 

@@ -34,7 +34,7 @@ SAMPLES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "page": ("page.png", "a printed page"),
     }
 )
-"""Pictures of scikit-image that the bundled data do not train on: name -> file and what it shows."""
+"""Pictures of scikit-image that no bundled prior has learned from: name -> file and what it shows."""
 
 
 class Untriable(EndpointError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Annotated, Any
 
 import anyio
@@ -48,6 +49,8 @@ def tries_routes(tries: Tries, find: Find) -> APIRouter:
 
     async def begin(request: Request, init: str, sample: str | None, steps: int) -> Try:
         """Check what was asked for, decode the image, and begin."""
+        # They import torch, which the event loop does not wait for.
+        await anyio.to_thread.run_sync(import_module, "serving.trying")
         from serving import image_files, trying
 
         entry = await find(Reference.parse(init))
@@ -82,9 +85,13 @@ def tries_routes(tries: Tries, find: Find) -> APIRouter:
     @router.get("/samples/{name}", response_class=Response)
     async def sample_picture(name: str) -> Response:
         """A small picture of a sample."""
-        from serving.image_files import thumbnail
 
-        content = await anyio.to_thread.run_sync(lambda: thumbnail(sample_file(name), THUMBNAIL))
+        def drawn() -> bytes:
+            from serving.image_files import thumbnail
+
+            return thumbnail(sample_file(name), THUMBNAIL)
+
+        content = await anyio.to_thread.run_sync(drawn)
         return Response(content, media_type="image/png", headers={"cache-control": DAY})
 
     @router.post("", status_code=202, openapi_extra=BODY, responses=_responses())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from importlib import import_module
 
-LATER = ("torch", "serving.derived", "serving.trying")
-"""What an endpoint answers without, until somebody wants tensors."""
+LOGGER = logging.getLogger("metainit.serving")
+LATER = ("torch", "serving.trying")
+"""What an endpoint answers without, until somebody wants tensors. Whoever needs one of these before it is
+there waits in a thread, so that the event loop goes on."""
 
 
 def warm(modules: tuple[str, ...] = LATER) -> threading.Thread:
@@ -14,7 +17,10 @@ def warm(modules: tuple[str, ...] = LATER) -> threading.Thread:
 
     def run() -> None:
         for name in modules:
-            import_module(name)
+            try:
+                import_module(name)
+            except ImportError:
+                LOGGER.exception("%s cannot be imported: requests that need it will fail", name)
 
     thread = threading.Thread(target=run, name="metainit-warm", daemon=True)
     thread.start()

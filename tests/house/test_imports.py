@@ -59,21 +59,6 @@ def test_the_command_line_starts_without_torch() -> None:
     assert loaded_after(help_only).isdisjoint({*FOREIGN, "torch", "skimage", "matplotlib"})
 
 
-def test_an_endpoint_can_answer_before_torch_is_there() -> None:
-    # torch takes seconds to import; a replica that takes another's place has to answer before.
-    served = (
-        "import tempfile\nfrom pathlib import Path\nfrom pipelines.registry import Registry\n"
-        "from serving import logs, ray_predictor\nfrom serving.app import create_app\n"
-        "from serving.looking import following\nfrom serving.store import Store\n"
-        "with tempfile.TemporaryDirectory() as folder:\n"
-        "    registry = Registry(f'sqlite:///{folder}/mlflow.db')\n"
-        "    store = Store(registry, Path(folder), look=following(lambda: registry))\n"
-        "    create_app(store)\n    store.look()\n    assert store.ready, store.status"
-    )
-    loaded = loaded_after(served)
-    assert "mlflow" in loaded and loaded.isdisjoint({"torch", "torch_geometric", "diffusers", "matplotlib"})
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
 def test_help_is_quick(arguments: list[str]) -> None:
     # The goal for `--help` is half a second; the bound leaves room for a busy machine.

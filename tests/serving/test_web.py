@@ -206,7 +206,8 @@ def test_a_visitor_begins_with_the_prior_that_gains_most(page: Any, url: str) ->
     page.route("**/v1/inits?*", with_a_lesser_one)
     page.goto(url + "#/try")
     prior = page.get_by_label("Prior")
-    assert prior.locator("option").count() == 3 and prior.input_value() == "faces"
+    playwright.expect(prior.locator("option")).to_have_count(3)
+    assert prior.input_value() == "faces"
     page.unroute("**/v1/inits?*")
 
 
