@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -225,18 +226,23 @@ def going_on(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def display() -> Iterator[Display]:
-    """Yield something to show progress on: a bar on a terminal, lines elsewhere."""
+    """Yield something to show progress on: a bar on a terminal, lines elsewhere.
+
+    What libraries print meanwhile goes to stderr (a thread of Ray's does when a process of Ray's is late):
+    stdout is the answer's alone.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield Display(None)
-        return
-    columns = (SpinnerColumn(), BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        line = bar.add_task("", total=None)
-        yield Display(lambda **changes: bar.update(line, **changes))
+    with redirect_stdout(sys.stderr):
+        if not console.is_terminal:
+            yield Display(None)
+            return
+        columns = (SpinnerColumn(), BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            line = bar.add_task("", total=None)
+            yield Display(lambda **changes: bar.update(line, **changes))
 
 
 def _left(seconds: float) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -74,21 +76,25 @@ def serve(
             raise typer.BadParameter(text, param_hint="--host")
         if not as_json:
             typer.echo("starting Ray and the endpoint, which takes half a minute", err=True)
-        with start(
-            host,
-            port,
-            registry,
-            cache=cache,
-            poll=poll,
-            predictors=predictors,
-            generators=generators,
-            settings=settings,
-        ) as endpoint:
+        answers = sys.stdout  # what Ray's threads print meanwhile is no answer
+        with (
+            redirect_stdout(sys.stderr),
+            start(
+                host,
+                port,
+                registry,
+                cache=cache,
+                poll=poll,
+                predictors=predictors,
+                generators=generators,
+                settings=settings,
+            ) as endpoint,
+        ):
             if as_json:
-                typer.echo(json.dumps({"url": endpoint.url, "seconds": endpoint.seconds}))
+                typer.echo(json.dumps({"url": endpoint.url, "seconds": endpoint.seconds}), answers)
             else:
-                typer.echo(f"metainit serves at {endpoint.url} (API: {endpoint.url}/docs)")
-                typer.echo("Ctrl-C stops it")
+                typer.echo(f"metainit serves at {endpoint.url} (API: {endpoint.url}/docs)", answers)
+                typer.echo("Ctrl-C stops it", answers)
             _wait_for_the_end()
     except MetainitError as error:
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
