@@ -24,7 +24,7 @@ venv:  ## Make .venv, or bring it up to date
 demo: venv  ## Train, register, serve and use a prior on this machine (some minutes)
 	@$(BIN)/metainit demo
 
-test: lint  ## Lint, then the fast test suite with a shortened demo (under 8 minutes)
+test: lint  ## Lint, then the fast test suite with a shortened demo (11 minutes on two cores)
 	$(ONE_THREAD) $(BIN)/python -m pytest $(TWO_WORKERS) --doctest-modules $(PACKAGES) tests
 
 test-slow: venv  ## The tests that are too slow for every change
