@@ -14,11 +14,11 @@ from hypernets.generator.flat import FlatLayout
 from hypernets.generator.shards import MAX_SHARD_BYTES, Belonging
 from hypernets.generator.zoo import MAX_BYTES, FitRoutine
 from metainit import checkpoint as files
-from metainit.card import AdaptationRoutine, DataSource, Spec, canonical_json
+from metainit.card import AdaptationRoutine, Card, DataSource, Spec, canonical_json
 from metainit.checkpoint import Checkpoint
 from metainit.domains.base import Domain, Predict, Split
-from metainit.domains.registry import build_domain, without_places
-from metainit.errors import DataError, RecipeError, suggestion
+from metainit.domains.registry import PLACES, build_domain, without_places
+from metainit.errors import DataError, MetainitError, RecipeError, suggestion
 from metainit.initialization import Prior
 from metainit.meta.state import Parameters
 from metainit.networks import build, function_of
@@ -164,6 +164,8 @@ def prepare_zoo(recipe: ZooRecipe, base: Path, device: torch.device | None = Non
             "zoo needs a prior that was trained on a domain"
         )
     spec = Spec(name=card.domain.name, arguments={**card.domain.arguments, **recipe.domain})
+    if not any(place in recipe.domain for place in PLACES):
+        _require_own_data(card, card.domain)
     domain = build_domain(spec)
     network = Prior(stored).init_(build(card.network)).to(chosen)
     start = {name: value.detach() for name, value in network.named_parameters()}
@@ -179,6 +181,30 @@ def prepare_zoo(recipe: ZooRecipe, base: Path, device: torch.device | None = Non
         fit=FitRoutine(routine=routine, steps=recipe.fit.steps),
         device=chosen,
     )
+
+
+def _require_own_data(card: Card, own: Spec) -> None:
+    """Raise where the prior's domain, not told where its data lie, has other data than the prior's.
+
+    A card does not say where that is, and what a domain takes by itself may be something else.
+
+    Raises:
+        DataError: the data are others, or do not fit the domain.
+    """
+    way_out = f"point domain.data at the data that {card.name!r} was trained on, or at others of their kind"
+    try:
+        found = build_domain(own).fingerprint()
+    except MetainitError as error:
+        raise DataError(
+            f"domain: the card of the prior {card.name!r} does not say where its data lie, and without that "
+            f"the domain cannot be built ({error}): {way_out}"
+        ) from error
+    expected = card.provenance.data.fingerprint
+    if expected and found != expected:
+        raise DataError(
+            f"domain: these are not the data of the prior {card.name!r} (fingerprint {found[:12]}…, expected "
+            f"{expected[:12]}…): {way_out}"
+        )
 
 
 def fit_routine(

@@ -19,6 +19,8 @@ from hypernets.generator.shards import shard_file
 from hypernets.generator.zoo import DIVERGED, MANIFEST, SAME_TASK
 from metainit import checkpoint
 from metainit.adaptation import trajectory
+from metainit.card import DataSource, Provenance, Spec
+from metainit.domains.registry import build_domain
 from metainit.errors import DataError, MetainitError, RecipeError
 from metainit.meta.state import TaskLosses
 from pipelines.folder import RECIPE
@@ -30,7 +32,7 @@ from pipelines.zoo.build import build_zoo, here, locked_folder
 from pipelines.zoo.fits import fit_shard, fitted, tasks_of
 from pipelines.zoo.preparation import PreparedZoo, prepare_zoo, require_size
 from pipelines.zoo.prior import base_file
-from tests.pipelines.zoo.fixtures import prepared_in, prior_in, recipe_of
+from tests.pipelines.zoo.fixtures import IMAGES, images_in, prepared_in, prior_in, recipe_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -336,3 +338,24 @@ def test_a_prior_that_is_none_is_refused(tmp_path: Path, home: Path) -> None:
     checkpoint.save(bare, stored.tensors, stored.card.model_copy(update={"domain": None}))
     with pytest.raises(RecipeError, match="names no domain"):
         prepare_zoo(recipe_of(tmp_path), bare)
+
+
+def test_what_a_domain_takes_by_itself_is_not_taken_for_the_priors_data(tmp_path: Path, home: Path) -> None:
+    stored = checkpoint.load(prior_in(tmp_path))
+    digits = Spec(name="image", arguments={**IMAGES, "bundled": "digits"})
+
+    def prepared(domain: Spec, fingerprint: str, **said: object) -> PreparedZoo:
+        source = Provenance(data=DataSource(fingerprint=fingerprint))
+        card = stored.card.model_copy(update={"domain": domain, "provenance": source})
+        checkpoint.save(tmp_path / "of.safetensors", stored.tensors, card)
+        return prepare_zoo(recipe_of(tmp_path, domain=said), tmp_path / "of.safetensors")
+
+    own = build_domain(digits).fingerprint()
+    assert prepared(digits, own).domain.fingerprint() == own
+    assert prepared(digits, "").domain.fingerprint() == own  # of unknown data
+    with pytest.raises(DataError, match="not the data of the prior 'images'.*point domain.data at the data"):
+        prepared(digits, "ab" * 32)
+    with pytest.raises(DataError, match="does not say where its data lie.*point domain.data at the data"):
+        prepared(Spec(name="image", arguments=IMAGES), "ab" * 32)
+    elsewhere = prepared(Spec(name="image", arguments=IMAGES), "ab" * 32, data=str(images_in(tmp_path)))
+    assert elsewhere.domain.fingerprint() != own  # who names data has chosen them
