@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from metainit.errors import GraphError
 
-UNCOPYABLE = (TypeError, RuntimeError, NotImplementedError, AttributeError)
+UNCOPYABLE = (TypeError, RuntimeError, AttributeError)
 """What Python and PyTorch raise where a value cannot be copied: a lock, an open file, a tensor in a graph."""
 
 

@@ -105,8 +105,9 @@ def test_every_mount_has_its_volume_and_every_writable_folder_is_one(cluster: Va
         (container,) = pod["containers"]
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         assert set(mounts.values()) == set(volumes)
-        home = {e["name"]: e["value"] for e in container["env"]}["METAINIT_HOME"]
-        assert {home, "/tmp", "/dev/shm"} <= set(mounts)
+        said = {e["name"]: e["value"] for e in container["env"]}
+        written = {said[name] for name in ("METAINIT_HOME", "METAINIT_CACHE") if name in said}
+        assert "METAINIT_HOME" in said and {*written, "/tmp", "/dev/shm"} <= set(mounts)
         for volume in volumes.values():
             assert volume.get("persistentVolumeClaim", {}).get("claimName") in {None, *claims}
             assert volume.get("configMap", {}).get("name") in {None, *maps}
