@@ -164,9 +164,9 @@ def prepare_zoo(recipe: ZooRecipe, base: Path, device: torch.device | None = Non
             "zoo needs a prior that was trained on a domain"
         )
     spec = Spec(name=card.domain.name, arguments={**card.domain.arguments, **recipe.domain})
-    if not any(place in recipe.domain for place in PLACES):
-        _require_own_data(card, card.domain)
-    domain = build_domain(spec)
+    told = any(place in recipe.domain for place in PLACES)
+    own = None if told else _own_domain(card, card.domain)
+    domain = build_domain(spec) if own is None or recipe.domain else own
     network = Prior(stored).init_(build(card.network)).to(chosen)
     start = {name: value.detach() for name, value in network.named_parameters()}
     routine = fit_routine(recipe.fit, card.routine, start)
@@ -183,28 +183,29 @@ def prepare_zoo(recipe: ZooRecipe, base: Path, device: torch.device | None = Non
     )
 
 
-def _require_own_data(card: Card, own: Spec) -> None:
-    """Raise where the prior's domain, not told where its data lie, has other data than the prior's.
+def _own_domain(card: Card, spec: Spec) -> Domain:
+    """Return the prior's domain as it is without being told where its data lie.
 
     A card does not say where that is, and what a domain takes by itself may be something else.
 
     Raises:
-        DataError: the data are others, or do not fit the domain.
+        DataError: the data are others than the prior's, or do not fit the domain.
     """
     way_out = f"point domain.data at the data that {card.name!r} was trained on, or at others of their kind"
     try:
-        found = build_domain(own).fingerprint()
+        own = build_domain(spec)
     except MetainitError as error:
         raise DataError(
             f"domain: the card of the prior {card.name!r} does not say where its data lie, and without that "
             f"the domain cannot be built ({error}): {way_out}"
         ) from error
-    expected = card.provenance.data.fingerprint
+    found, expected = own.fingerprint(), card.provenance.data.fingerprint
     if expected and found != expected:
         raise DataError(
             f"domain: these are not the data of the prior {card.name!r} (fingerprint {found[:12]}…, expected "
             f"{expected[:12]}…): {way_out}"
         )
+    return own
 
 
 def fit_routine(
